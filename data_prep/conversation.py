@@ -1,0 +1,159 @@
+"""What a conversation is. The one place that says what is valid.
+
+A conversation is an optional system message, then user and assistant messages in turn, the user first. It is what every
+source is read into, every filter works on and every template renders.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class DropReason(StrEnum):
+    """Why a record is not in the dataset. Each drop is counted under one of these."""
+
+    UNREADABLE = "unreadable"
+    MISSING_ID = "missing_id"
+    NO_MESSAGES = "no_messages"
+    UNKNOWN_ROLE = "unknown_role"
+    CONTENT_NOT_TEXT = "content_not_text"
+    SYSTEM_NOT_FIRST = "system_not_first"
+    ROLES_NOT_ALTERNATING = "roles_not_alternating"
+    NO_ANSWER = "no_answer"
+    DUPLICATE_ID = "duplicate_id"
+    TOO_LONG = "too_long"
+
+
+class InvalidConversation(ValueError):  # noqa: N818 - named for what it is
+    """A record is not a valid conversation; `reason` is what the drop is counted under."""
+
+    def __init__(self, reason: DropReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `weight` scales the loss on an assistant message; 0 masks the turn and keeps it as context."""
+
+    role: Role
+    content: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A valid conversation: at most one system message, first; then user and assistant in turn, the user first.
+
+    Raises:
+        InvalidConversation: the messages break that rule; the message says which and where.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        check_messages(self.messages)
+
+    @property
+    def system(self) -> str | None:
+        """The system message's text, if there is one."""
+        return self.messages[0].content if self.messages[0].role is Role.SYSTEM else None
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The messages after the system message."""
+        return self.messages[1:] if self.messages[0].role is Role.SYSTEM else self.messages
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is an assistant message to train on."""
+        return len(self.turns) >= 2
+
+    def to_record(self) -> dict[str, Any]:
+        """The conversation as an OpenAI-style record: `{"id", "messages": [{"role", "content"[, "weight"]}]}`."""
+        return {"id": self.id, "messages": [_message_record(message) for message in self.messages]}
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise `InvalidConversation` unless `messages` follow the rule of `Conversation`."""
+    if not messages:
+        raise InvalidConversation(DropReason.NO_MESSAGES, "a conversation needs at least one message")
+    start = 1 if messages[0].role is Role.SYSTEM else 0
+    if start == len(messages):
+        raise InvalidConversation(DropReason.NO_MESSAGES, "a conversation needs a message besides the system message")
+    for index, message in enumerate(messages[start:]):
+        if message.role is Role.SYSTEM:
+            raise InvalidConversation(
+                DropReason.SYSTEM_NOT_FIRST, f"message {start + index}: a system message may only be the first"
+            )
+        expected = Role.ASSISTANT if index % 2 else Role.USER
+        if message.role is not expected:
+            raise InvalidConversation(
+                DropReason.ROLES_NOT_ALTERNATING,
+                f"message {start + index}: expected role {expected.value!r}, found {message.role.value!r}",
+            )
+
+
+# Spellings seen in shared chats.
+ROLE_NAMES = {
+    "system": Role.SYSTEM,
+    "human": Role.USER,
+    "user": Role.USER,
+    "gpt": Role.ASSISTANT,
+    "chatgpt": Role.ASSISTANT,
+    "bing": Role.ASSISTANT,
+    "bard": Role.ASSISTANT,
+    "assistant": Role.ASSISTANT,
+}
+
+
+def conversation_from_record(record: Any) -> Conversation:
+    """Read a ShareGPT record (`conversations`: `from`, `value`) or an OpenAI record (`messages`: `role`, `content`).
+
+    A message may carry `weight`. Nothing is repaired here: a record that breaks the rule is refused.
+
+    Raises:
+        InvalidConversation: `reason` says what is wrong.
+    """
+    if not isinstance(record, Mapping):
+        raise InvalidConversation(DropReason.UNREADABLE, f"expected an object, found {type(record).__name__}")
+    identifier = record.get("id")
+    if identifier is None or identifier == "":
+        raise InvalidConversation(DropReason.MISSING_ID, "field 'id' is missing")
+    messages = record.get("conversations", record.get("messages"))
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InvalidConversation(DropReason.NO_MESSAGES, "field 'conversations' or 'messages' must be a filled list")
+    return Conversation(str(identifier), tuple(_read_message(index, message) for index, message in enumerate(messages)))
+
+
+def _read_message(index: int, message: Any) -> Message:
+    if not isinstance(message, Mapping):
+        raise InvalidConversation(DropReason.UNREADABLE, f"message {index}: expected an object")
+    name = message.get("from", message.get("role"))
+    role = ROLE_NAMES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise InvalidConversation(DropReason.UNKNOWN_ROLE, f"message {index}: unknown role {name!r}")
+    content = message.get("value", message.get("content"))
+    if not isinstance(content, str):
+        raise InvalidConversation(DropReason.CONTENT_NOT_TEXT, f"message {index}: the text is {type(content).__name__}")
+    weight = message.get("weight")
+    if weight is None:
+        return Message(role, content)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise InvalidConversation(DropReason.UNREADABLE, f"message {index}: weight {weight!r} is not in [0, 1]")
+    return Message(role, content, float(weight))
+
+
+def _message_record(message: Message) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    return record if message.weight == 1.0 else {**record, "weight": message.weight}
