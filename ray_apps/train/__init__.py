@@ -1,0 +1,1 @@
+"""Fine-tuning: one step in pure torch, and its thin adapter to Ray Train."""

@@ -1,0 +1,146 @@
+"""Files on a disk or on S3, through one filesystem; write aside, then commit.
+
+`AWS_ENDPOINT_URL` points `s3://` at another S3-compatible service. Credentials come from the environment only.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from pyarrow import fs
+
+from data_prep.errors import ModelError, VicunaError
+
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is on object storage rather than on a disk."""
+    return "://" in path
+
+
+def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem that holds `path`, and the path within it.
+
+    Raises:
+        VicunaError: the scheme is neither a plain path nor `s3://`.
+    """
+    if not is_remote(path):
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    scheme, _, inner = path.partition("://")
+    if scheme != "s3":
+        raise VicunaError(f"{path}: unknown scheme {scheme!r}; valid: a local path or s3://bucket/key")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    options = {"endpoint_override": endpoint, "region": os.environ.get("AWS_REGION", "us-east-1")} if endpoint else {}
+    return fs.S3FileSystem(**options), inner.rstrip("/")
+
+
+def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
+    """A local directory with the files of `model` that match `patterns`.
+
+    `model` is a directory, an `s3://` path, or a hub id such as `org/name`. Remote files are copied once into the
+    user's cache; a changed file upstream gets a new copy.
+
+    Raises:
+        ModelError: nothing is there, or it cannot be reached.
+    """
+    if is_remote(model):
+        return _fetch(model, patterns)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {model!r}: the directory has no config.json")
+        return path
+    if _looks_like_a_path(model):
+        raise ModelError(f"model {model!r}: no such directory")
+    return _from_hub(model, patterns)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") != 1
+
+
+def _from_hub(model: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(patterns)))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model {model!r}: not a directory here, and the hub did not give it: {reason}") from None
+
+
+def _fetch(uri: str, patterns: tuple[str, ...]) -> Path:
+    filesystem, root = open_filesystem(uri)
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(root))
+    except OSError as error:
+        raise ModelError(f"model {uri!r}: {str(error).splitlines()[0]}") from None
+    files = [info for info in found if info.is_file and any(fnmatch(info.base_name, pattern) for pattern in patterns)]
+    if not any(info.base_name == "config.json" for info in files):
+        raise ModelError(f"model {uri!r}: there is no config.json at that path")
+    state = repr(sorted((info.path, info.size, info.mtime_ns) for info in files))
+    target = _cache() / hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:16]
+    if not target.is_dir():
+        with written_aside(target) as aside:
+            for info in files:
+                fs.copy_files(info.path, str(aside / info.base_name), filesystem, fs.LocalFileSystem())
+    return target
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vicuna-ray" / "models"
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Give a directory beside `target` to write into; rename it to `target` when the block ends well.
+
+    An existing `target` is replaced at the end. After an error nothing is left behind. The files are flushed to the
+    disk before the rename, so that `target` is never seen half-written, not even after a power cut.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.aside")
+    aside.mkdir()
+    try:
+        yield aside
+        commit_directory(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def commit_directory(aside: Path, target: Path) -> None:
+    """Flush `aside` to the disk and rename it to `target`, replacing what was there."""
+    for path in [*aside.rglob("*"), aside]:
+        flush(path)
+    old = aside.with_name(aside.name + ".old")
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Force a file's bytes, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.aside")
+    aside.write_text(text)
+    flush(aside)
+    aside.replace(path)

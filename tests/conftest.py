@@ -1,0 +1,31 @@
+"""What every test may ask for: tiny tokenizers, a tiny model directory, hypothesis profiles."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_FIXTURES_LAST = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=_FIXTURES_LAST)
+settings.register_profile("soak", deadline=None, max_examples=3000, suppress_health_check=_FIXTURES_LAST)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """One tokenizer of each supported kind."""
+    return {name: make() for name, make in tiny.TOKENIZERS.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer and a ChatML template."""
+    return tiny.write_model(tmp_path_factory.mktemp("tiny-model"))
