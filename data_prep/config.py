@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_prep.chat_template import TEMPLATES
 from data_prep.errors import ConfigError
 
 
@@ -61,3 +62,45 @@ def _field_names(settings: type[BaseModel], path: list[str]) -> list[str]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 settings = candidate
     return sorted(settings.model_fields)
+
+
+class IdentityConfig(Settings):
+    """Conversations in which the model says who it is."""
+
+    name: str = Field("Vicuna", min_length=1)
+    """What the model calls itself."""
+    maker: str = Field("LMSYS", min_length=1)
+    """Who it says it was made by."""
+    count: int | None = Field(None, ge=1)
+    """How many conversations; all there are if not given."""
+
+
+class DataConfig(Settings):
+    """The `data` section of a recipe: from raw chats to a dataset."""
+
+    output: str
+    """Directory the dataset is written to."""
+    tokenizer: str
+    """The model whose tokenizer is used: a directory, an `s3://` path or a hub id."""
+    sources: list[str] = []
+    """Files, folders or globs of chats: ShareGPT JSON arrays or JSONL. `demo` names the chats that come along."""
+    identity: IdentityConfig | None = None
+    """Adds conversations in which the model says who it is."""
+    template: str = "vicuna_v1.1"
+    """Chat template of the rows and of the model trained on them."""
+    context_length: int = Field(2048, ge=16)
+    """Tokens a row may hold. Longer chats are split between rounds."""
+    pack: bool = True
+    """Put several chats into one row. Without it, each chat is a row."""
+    eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of chats held out for evaluation, chosen by a hash of their id."""
+    group_size: int = Field(2048, ge=1)
+    """Records that are packed together. Rows depend on it, not on the number of processes."""
+
+    @model_validator(mode="after")
+    def _has_input(self) -> Self:
+        if not self.sources and self.identity is None:
+            raise ValueError("give sources, identity, or both")
+        if self.template not in TEMPLATES:
+            raise ValueError(f"template: {self.template!r} is unknown; valid: {', '.join(sorted(TEMPLATES))}")
+        return self

@@ -1,0 +1,94 @@
+"""What a dataset is made of: counts in and out of each step, every drop reason, and what makes its ids comparable.
+
+Timings and facts about machines are not here: the same chats and recipe give the same manifest.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import Settings
+from data_prep.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+
+
+class SourceFile(Settings):
+    """One input file, with a hash of its content."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+class SplitCounts(Settings):
+    """What one part of the dataset holds."""
+
+    rows: int = 0
+    conversations: int = 0
+    """Chats, or parts of chats that were split."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    """Tokens the loss covers."""
+    fill: float = 0.0
+    """Tokens over rows × context length."""
+
+
+class Counts(Settings):
+    """Where every record went: `records + identity + split_parts = dropped + train + eval conversations`."""
+
+    records: int
+    """Records read, bad ones included."""
+    identity: int
+    """Identity conversations added."""
+    split_parts: int
+    """Conversations more, since long ones were split."""
+    dropped: dict[str, int]
+    """Conversations left out, by reason."""
+
+
+class Manifest(Settings):
+    """`manifest.json` of a dataset."""
+
+    row_schema_version: int
+    tokenizer_fingerprint: str
+    template: str
+    context_length: int
+    counts: Counts
+    train: SplitCounts
+    eval: SplitCounts
+    sources: list[SourceFile]
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+    def write(self, dataset: Path) -> None:
+        """Write `manifest.json` into the directory `dataset`."""
+        (dataset / MANIFEST_NAME).write_text(json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n")
+
+
+def read_manifest(dataset: str | Path) -> Manifest:
+    """Read the manifest of `dataset`.
+
+    Raises:
+        DataError: there is no dataset, or its manifest is not one of ours.
+    """
+    path = Path(dataset) / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text())
+    except OSError:
+        raise DataError(f"dataset {str(dataset)!r}: there is no {MANIFEST_NAME}; make one with `vicuna prep`") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    try:
+        return Manifest.model_validate(values)
+    except ValueError:
+        raise DataError(f"{path}: not a dataset manifest of this version; make it again with `vicuna prep`") from None
+
+
+def split_counts(counts: Mapping[str, int], context_length: int) -> SplitCounts:
+    """Counts of one part; `counts` holds `rows`, `conversations`, `tokens` and `trained_tokens`."""
+    rows = counts.get("rows", 0)
+    fill = counts.get("tokens", 0) / (rows * context_length) if rows else 0.0
+    return SplitCounts(**Counter(counts), fill=round(fill, 4))

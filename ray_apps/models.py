@@ -1,0 +1,40 @@
+"""Load a causal language model from a model directory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from data_prep.errors import ModelError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device that `device` names; `auto`: the GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto", **options: Any) -> PreTrainedModel:
+    """Load the model in `directory`; `dtype` `auto` keeps the type of its weights.
+
+    `options` go to transformers' `from_pretrained`. Only safetensors are read, and no code of the model's own is run.
+
+    Raises:
+        ModelError: the files are not those of a causal language model.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=DTYPES.get(dtype, "auto"),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {str(directory)!r}: {str(error).splitlines()[0]}") from None
+    moved: PreTrainedModel = model.to(choose_device(device))  # type: ignore[arg-type]
+    return moved

@@ -1,0 +1,34 @@
+"""LoRA: which weights are trained when not all are."""
+
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from data_prep.errors import ConfigError
+from ray_apps.train.config import LoraSettings
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
+    """Freeze `model` and give the target modules adapters.
+
+    Raises:
+        ConfigError: the model has no module of a given name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    missing = sorted(set(settings.target_modules) - names)
+    if missing:
+        raise ConfigError(
+            f"train.lora.target_modules: the model has no linear layer called {', '.join(missing)}; "
+            f"valid: {', '.join(sorted(names))}"
+        )
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return cast(torch.nn.Module, get_peft_model(cast(Any, model), config))

@@ -1,0 +1,73 @@
+"""Attention that never lets one packed chat see another.
+
+On a GPU FlashAttention takes the borders of the chats directly. Elsewhere each chat is attended to by itself, through
+transformers' attention interface: no mask of tokens × tokens is ever made.
+"""
+
+import importlib.util
+import logging
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+logger = logging.getLogger(__name__)
+
+PER_DOCUMENT = "per_document_sdpa"
+
+
+def choose_attention(setting: str, device: torch.device) -> str:
+    """The name under which transformers knows the attention that `setting` asks for on `device`."""
+    _register()
+    if setting == "sdpa":
+        return PER_DOCUMENT
+    if setting == "flash_attention_2":
+        return setting
+    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    logger.info("attention: flash-attn is not available on %s, using scaled dot product attention", device.type)
+    return PER_DOCUMENT
+
+
+def _register() -> None:
+    AttentionInterface.register(PER_DOCUMENT, per_document_attention)
+    AttentionMaskInterface.register(PER_DOCUMENT, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def per_document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each chat of a packed sequence.
+
+    `query`: `[1, heads, tokens, head_dim]`; `key`, `value`: `[1, kv_heads, tokens, head_dim]`; `cu_seq_lens_q`:
+    `[documents + 1]`. Returns `[1, tokens, heads, head_dim]`.
+    """
+    bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    outputs = [
+        scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=True,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for start, end in pairwise(bounds)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

@@ -1,0 +1,88 @@
+"""From a sharded checkpoint to a model directory, a shard at a time: no host ever holds the whole model."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from transformers import GenerationConfig
+
+from data_prep.chat_template import get_template
+from data_prep.errors import RunError
+from data_prep.manifest import read_manifest
+from data_prep.storage import written_aside
+from data_prep.tokenizer import load_tokenizer, special_tokens
+from ray_apps.model_dir import local_model_dir, stream_tensors, write_tensors
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import LoraSettings, TrainConfig
+
+ORIGIN = "fine_tuned_from.json"
+
+
+def export(config: TrainConfig) -> Path:
+    """Write the newest complete checkpoint of the run to `config.output` as a model directory.
+
+    The weights have the type of the base's. The chat template is the one the dataset was made with.
+
+    Raises:
+        RunError: the run has no complete checkpoint yet.
+    """
+    run = RunDir(config.run_dir)
+    latest = run.latest_checkpoint()
+    if latest is None:
+        raise RunError(f"train.run_dir: {config.run_dir!r} has no complete checkpoint; run `vicuna train` first")
+    base = local_model_dir(config.model)
+    with written_aside(Path(config.output)) as directory:
+        tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
+        write_tensors(directory, tensors)
+        shutil.copy(base / "config.json", directory / "config.json")
+        if (base / "tokenizer.model").exists():
+            shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
+        _write_tokenizer(directory, config)
+    return Path(config.output)
+
+
+def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
+    tokenizer = load_tokenizer(config.model)
+    template = get_template(read_manifest(config.dataset).template)
+    tokenizer.chat_template = template.jinja(opens_with_bos=bool(special_tokens(tokenizer).bos))
+    tokenizer.save_pretrained(directory)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        stop_strings=list(template.stop_strings) or None,
+    ).save_pretrained(directory)
+
+
+def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's tensor names with the checkpoint's values."""
+    for name, tensor in stream_tensors(base):
+        yield name, _read(checkpoint, f"model.{name}").to(tensor.dtype)
+
+
+def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's tensors, with adapters added where there are any: W + alpha / r · B A."""
+    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    for name, tensor in stream_tensors(base):
+        adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
+        if adapter.format("A") in known:
+            delta = _read(checkpoint, adapter.format("B")) @ _read(checkpoint, adapter.format("A"))
+            tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
+        yield name, tensor
+
+
+def _read(checkpoint: Path, key: str) -> torch.Tensor:
+    """One whole tensor of a sharded checkpoint."""
+    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata.get(key)
+    if not isinstance(known, TensorStorageMetadata):
+        raise RunError(f"checkpoint {checkpoint}: it has no tensor {key!r}")
+    wanted: dict[str, Any] = {key: torch.empty(known.size, dtype=known.properties.dtype)}
+    load(wanted, checkpoint_id=checkpoint, no_dist=True)
+    value: torch.Tensor = wanted[key]
+    return value

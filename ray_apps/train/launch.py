@@ -1,0 +1,181 @@
+"""Start or resume a run on Ray Train: everything is checked before a worker starts."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from data_prep.errors import ConfigError, DataError, RunError
+from data_prep.manifest import Manifest, read_manifest
+from data_prep.pack import ROW_SCHEMA_VERSION
+from data_prep.tokenizer import fingerprint, load_tokenizer
+from ray_apps.model_dir import local_model_dir
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.worker import train_loop_per_worker
+
+# Settings that change where and how a run is computed, but not what it computes.
+NOT_IN_RECEIPT = {
+    "activation_checkpointing",
+    "attention",
+    "checkpoint",
+    "cpus_per_worker",
+    "dataset",
+    "fsdp",
+    "log_every_steps",
+    "max_failures",
+    "micro_batch_size",
+    "num_workers",
+    "output",
+    "run_dir",
+    "strategy",
+    "use_gpu",
+}
+
+
+def count_run_steps(config: TrainConfig, manifest: Manifest) -> int:
+    """Optimiser steps of the run."""
+    from ray_apps.train.loop import count_steps
+
+    return count_steps(manifest.train.rows, config)
+
+
+def check_run(config: TrainConfig) -> Manifest:
+    """Refuse, before anything starts, what could only fail later; returns the dataset's manifest.
+
+    Raises:
+        DataError: the dataset is missing, of another version, or made with another tokenizer than the model's.
+        ConfigError: its rows are longer than the model's context.
+        ModelError: the base model cannot be used.
+        RunError: the batch is larger than the dataset, or the run directory holds another run.
+    """
+    from transformers import AutoConfig
+
+    manifest = read_manifest(config.dataset)
+    if manifest.row_schema_version != ROW_SCHEMA_VERSION:
+        raise DataError(
+            f"train.dataset: {config.dataset!r} has rows of version {manifest.row_schema_version}, "
+            f"this is version {ROW_SCHEMA_VERSION}; make it again with `vicuna prep --fresh`"
+        )
+    directory = local_model_dir(config.model)
+    if fingerprint(load_tokenizer(config.model)) != manifest.tokenizer_fingerprint:
+        raise DataError(
+            f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
+            f"which is not that of train.model {config.model!r}"
+        )
+    context = AutoConfig.from_pretrained(directory).max_position_embeddings
+    if manifest.context_length > context:
+        raise ConfigError(
+            f"data.context_length: {manifest.context_length} is more than the {context} tokens that "
+            f"train.model {config.model!r} can attend to"
+        )
+    count_run_steps(config, manifest)
+    return manifest
+
+
+def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """What decides a run's outcome: the settings that matter and what the dataset was made of."""
+    settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
+    dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
+    sources = sorted(source.sha256[:16] for source in manifest.sources)
+    counts = manifest.train.model_dump()
+    return {**settings, **{f"dataset.{key}": value for key, value in {**dataset, "sources": sources, **counts}.items()}}
+
+
+def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], None] = lambda records: None) -> None:
+    """Train, or resume, until the run is complete. Does nothing if it already is.
+
+    `on_progress` gets the new lines of `metrics.jsonl` about twice a second, in a thread of its own.
+
+    Raises:
+        RunError: the run failed more often than `max_failures`; the message is the last failure's.
+    """
+    manifest = check_run(config)
+    run = RunDir(config.run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.check_receipt(run_receipt(config, manifest))
+    latest = run.latest_checkpoint()
+    if latest is not None and latest[0] == count_run_steps(config, manifest):
+        return
+    with _followed(run, on_progress):
+        _fit(config, run)
+
+
+def _fit(config: TrainConfig, run: RunDir) -> None:
+    absolute = {"run_dir": str(run.path), "dataset": str(Path(config.dataset).absolute())}
+    if (directory := Path(config.model)).is_dir():
+        absolute["model"] = str(directory.absolute())
+    use_gpu = _use_gpu(config)
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config=config.model_copy(update=absolute).model_dump(),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(run.path),
+            failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),  # type: ignore[call-arg]
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise RunError(f"training failed: {_root_cause(error)}") from error
+
+
+def _use_gpu(config: TrainConfig) -> bool:
+    resources = ray.cluster_resources()
+    use_gpu = resources.get("GPU", 0) > 0 if config.use_gpu == "auto" else config.use_gpu
+    needed = {"CPU": config.cpus_per_worker * config.num_workers, "GPU": config.num_workers if use_gpu else 0}
+    for kind, amount in needed.items():
+        # A cluster that grows on demand may have none yet.
+        if amount > resources.get(kind, 0) and os.environ.get("RAY_ADDRESS") is None:
+            raise ConfigError(
+                f"train.num_workers: {config.num_workers} workers need {amount} {kind}s, "
+                f"the cluster has {resources.get(kind, 0):.0f}"
+            )
+    return use_gpu
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of the innermost error: Ray wraps a worker's error in several of its own."""
+    inner = error.__cause__ or error.__context__
+    while inner is not None:
+        error, inner = inner, inner.__cause__ or inner.__context__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+@contextmanager
+def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
+    """Hand new metrics to `on_progress` while the block runs, and the rest at its end."""
+    done = threading.Event()
+    seen = len(run.read_metrics())
+
+    def follow() -> None:
+        nonlocal seen
+        while True:
+            finished = done.wait(0.5)
+            if new := run.read_metrics()[seen:]:
+                seen += len(new)
+                on_progress(new)
+            if finished:
+                return
+
+    thread = threading.Thread(target=follow, name="follow-metrics")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,121 @@
+"""The training run on one rank, in pure torch: build, restore, iterate, step, maybe save.
+
+Needs a process group, and knows nothing of Ray: `torchrun` or a plain process can drive it as well as a Ray worker.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_prep.errors import RunError
+from ray_apps.model_dir import local_model_dir
+from ray_apps.models import load_causal_lm
+from ray_apps.run_dir import RunDir
+from ray_apps.train.attention import choose_attention
+from ray_apps.train.checkpoint import SavePolicy, restore_checkpoint, save_checkpoint
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.data import RowOrder, RowStore, collate
+from ray_apps.train.metrics import MetricsWriter
+from ray_apps.train.optimizer import learning_rate
+from ray_apps.train.state import seed_rank
+from ray_apps.train.strategies.base import Strategy
+from ray_apps.train.strategies.fsdp import FsdpStrategy
+
+
+def count_steps(num_rows: int, config: TrainConfig) -> int:
+    """Optimiser steps of the whole run.
+
+    Raises:
+        RunError: the dataset has fewer rows than one global batch.
+    """
+    if num_rows < config.global_batch_size:
+        raise RunError(
+            f"train.global_batch_size: {config.global_batch_size} is more than the dataset's {num_rows} rows; "
+            f"valid: 1 to {num_rows}"
+        )
+    whole = config.epochs * (num_rows // config.global_batch_size)
+    return whole if config.max_steps is None else min(whole, config.max_steps)
+
+
+def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
+    """Load the base and hand it to the strategy that `config` names."""
+    seed_rank(config.seed, 0)  # fresh adapters must be the same on every rank
+    model = load_causal_lm(
+        local_model_dir(config.model), device="cpu", attn_implementation=choose_attention(config.attention, device)
+    )
+    strategy = FsdpStrategy(config, device)
+    strategy.wrap(model)
+    seed_rank(config.seed, dist.get_rank())
+    return strategy
+
+
+def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, config: TrainConfig) -> dict[str, float]:
+    """One optimiser step on this rank's part of global batch `step`; returns its measures, the same on every rank.
+
+    The loss is the mean over the trained tokens of the *global* batch, whatever the accumulation and the world size.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    global_weight = float(rows.target_weights[order.batch(step)].sum())
+    scale = world_size / global_weight if global_weight else 0.0
+    sums = torch.zeros(2, dtype=torch.float64)
+    for indices in order.micro_batches(step, rank, world_size, config.micro_batch_size):
+        batch = collate([rows[index] for index in indices])
+        sums += torch.tensor([float(strategy.backward(batch, scale)), batch.input_ids.numel()], dtype=torch.float64)
+    rate = learning_rate(step, count_steps(len(rows), config), config)
+    grad_norm = strategy.step(rate)
+    loss, tokens = _sum_over_ranks(sums)
+    loss = loss / global_weight if global_weight else 0.0
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        chats = sorted({chat for index in order.batch(step) for chat in rows[int(index)].document_ids})
+        raise RunError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; the chats of its batch: {chats}")
+    return {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens}
+
+
+def _sum_over_ranks(sums: torch.Tensor) -> tuple[float, ...]:
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = sums.to(device)
+    dist.all_reduce(total)
+    return tuple(total.tolist())
+
+
+def run_training(config: TrainConfig, device: torch.device, after_save: Callable[[dict[str, float]], None]) -> None:
+    """Train until the last step, from the newest complete checkpoint if there is one.
+
+    `after_save` is called on every rank after each committed checkpoint, with the measures of its step.
+    """
+    torch.set_num_threads(config.cpus_per_worker)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    run, rows = RunDir(config.run_dir), RowStore(Path(config.dataset) / "train")
+    order = RowOrder(len(rows), config.global_batch_size, config.seed)
+    num_steps = count_steps(len(rows), config)
+    policy = SavePolicy(config.checkpoint.every_steps, num_steps)
+
+    strategy = build_strategy(config, device)
+    state = restore_checkpoint(run, strategy)
+    metrics = MetricsWriter(run, active=dist.get_rank() == 0, resumed_step=state.step)
+    metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids())
+    for step in range(state.step, num_steps):
+        started = time.monotonic()
+        measures = train_step(strategy, rows, order, step, config)
+        state.step = step + 1
+        elapsed = time.monotonic() - started
+        if state.step % config.log_every_steps == 0 or state.step == num_steps:
+            metrics.step(step=state.step, **measures, tokens_per_s=measures["tokens"] / elapsed)
+        if policy.is_due(state.step):
+            save_checkpoint(run, strategy, state, config.checkpoint.keep_last)
+            metrics.event("checkpoint", step=state.step)
+            after_save({"step": state.step, **measures})
+    metrics.event("finish", step=state.step)
+    metrics.close()
+
+
+def _pids() -> list[int]:
+    """Process id of each rank."""
+    pids: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(pids, os.getpid())
+    return pids

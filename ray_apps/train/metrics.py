@@ -1,0 +1,43 @@
+"""What a run reports about itself: one line per step and event in `metrics.jsonl`, and curves for TensorBoard."""
+
+import logging
+import time
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ray_apps.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+
+
+class MetricsWriter:
+    """Writes on rank 0 and is silent elsewhere."""
+
+    def __init__(self, run: RunDir, *, active: bool, resumed_step: int) -> None:
+        self._run = run if active else None
+        self._curves = SummaryWriter(run.tensorboard, purge_step=resumed_step) if active else None
+
+    def event(self, name: str, **values: Any) -> None:
+        """Record that something happened."""
+        if self._run is not None:
+            self._run.append_metrics({"event": name, "time": time.time(), **values})
+
+    def step(self, **values: float) -> None:
+        """Record one optimiser step; `step` counts from 1."""
+        if self._run is None or self._curves is None:
+            return
+        self._run.append_metrics({"time": time.time(), **values})
+        for name in CURVES:
+            self._curves.add_scalar(f"train/{name}", values[name], int(values["step"]))
+        logger.info(
+            "step=%d loss=%.4f learning_rate=%.2e tokens_per_s=%.0f",
+            *(values[name] for name in ("step", "loss", "learning_rate", "tokens_per_s")),
+        )
+
+    def close(self) -> None:
+        """Flush the curves."""
+        if self._curves is not None:
+            self._curves.close()

@@ -1,0 +1,101 @@
+"""Fully sharded data parallelism: PyTorch FSDP2, one group per decoder layer (Zhao et al. 2023)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ray_apps.train.adapters import add_lora
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.data import Batch
+from ray_apps.train.objective import WeightedLoss
+from ray_apps.train.optimizer import build_optimizer
+
+# Frozen weights are the base's own: a LoRA checkpoint holds the adapters alone.
+TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+class FsdpStrategy:
+    """fp32 master weights in shards; each layer is gathered in the compute type just before it runs."""
+
+    module: WeightedLoss
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+
+    def wrap(self, model: PreTrainedModel) -> None:
+        """Shard layer by layer, so that at most one layer is in fp32 and whole at any time."""
+        adapted: nn.Module = model if self.config.lora is None else add_lora(model, self.config.lora)
+        if self.config.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.module = WeightedLoss(adapted)
+        options = self._options()
+        for layer in _decoder_layers(model):
+            fully_shard(layer.float(), reshard_after_forward=self.config.fsdp.reshard_after_forward, **options)
+        fully_shard(self.module.float(), reshard_after_forward=False, **options)
+        self.module.train()
+        self.optimizer = build_optimizer(self.module, self.config)
+
+    def _options(self) -> dict[str, Any]:
+        bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return {
+            "mesh": init_device_mesh(self.device.type, (dist.get_world_size(),)),
+            "mp_policy": bf16 if self.config.precision == "bf16" else MixedPrecisionPolicy(),
+            "offload_policy": CPUOffloadPolicy() if self.config.fsdp.cpu_offload else OffloadPolicy(),
+        }
+
+    def backward(self, batch: Batch, scale: float) -> torch.Tensor:
+        """See `Strategy`."""
+        loss: torch.Tensor = self.module(batch.to(self.device))
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> float:
+        """See `Strategy`."""
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(whole)
+
+    def save(self, directory: Path, extra: dict[str, Any]) -> None:
+        """See `Strategy`."""
+        save({**self._state(), **extra}, checkpoint_id=directory)
+
+    def load(self, directory: Path, extra: dict[str, Any]) -> dict[str, Any]:
+        """See `Strategy`."""
+        state = {**self._state(), **extra}
+        load(state, checkpoint_id=directory)
+        set_model_state_dict(self.module.model, state["model"], options=TRAINABLE_ONLY)
+        set_optimizer_state_dict(self.module.model, self.optimizer, state["optimizer"], options=TRAINABLE_ONLY)
+        return {name: state[name] for name in extra}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self.module.model, options=TRAINABLE_ONLY),
+            "optimizer": get_optimizer_state_dict(self.module.model, self.optimizer, options=TRAINABLE_ONLY),
+        }
+
+
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    base: Any = model.base_model
+    return list(base.layers)

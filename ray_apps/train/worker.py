@@ -1,0 +1,17 @@
+"""The adapter between Ray Train and the loop: the only file that talks to `ray.train` from inside a worker."""
+
+import logging
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.loop import run_training
+
+
+def train_loop_per_worker(values: dict[str, Any]) -> None:
+    """Run on every worker, with the process group up."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Every rank reports, or Ray Train's barrier hangs. Checkpoints are committed by the run directory itself.
+    run_training(TrainConfig(**values), ray.train.torch.get_device(), after_save=ray.train.report)
