@@ -105,3 +105,52 @@ def write_model(directory: Path, *, template: str = "chatml", num_key_value_head
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def chats(count: int) -> list[dict[str, object]]:
+    """ShareGPT records of one or two rounds, of varied length."""
+    records: list[dict[str, object]] = []
+    for index in range(count):
+        turns = [
+            {"from": "human", "value": f"What is {index} plus {index}?"},
+            {"from": "gpt", "value": f"It is {2 * index}." + " Really." * (index % 5)},
+        ]
+        if index % 3 == 0:
+            turns += [{"from": "human", "value": "Are you sure?"}, {"from": "gpt", "value": "Yes, I am sure."}]
+        records.append({"id": f"chat-{index}", "conversations": turns})
+    return records
+
+
+def write_dataset(directory: Path, model: Path, *, count: int = 64, context_length: int = 256, **fields: object) -> Path:
+    """A dataset of `count` chats for `model`, made without Ray."""
+    from data_prep.config import DataConfig
+    from data_prep.manifest import Counts, Manifest, split_counts
+    from data_prep.pack import ROW_SCHEMA_VERSION
+    from data_prep.prepare import SPLITS, write_group
+    from data_prep.tokenizer import fingerprint, load_tokenizer
+
+    config = DataConfig.parse(
+        {
+            "output": str(directory),
+            "tokenizer": str(model),
+            "sources": ["unused"],
+            "context_length": context_length,
+            **fields,
+        }
+    )
+    for split in SPLITS:
+        (directory / split).mkdir(parents=True)
+    counts = write_group("0", chats(count), config, directory)
+    Manifest(
+        row_schema_version=ROW_SCHEMA_VERSION,
+        tokenizer_fingerprint=fingerprint(load_tokenizer(str(model))),
+        template=config.template,
+        context_length=context_length,
+        counts=Counts(records=count, identity=0, split_parts=0, dropped=counts["dropped"]),
+        train=split_counts(counts["train"], context_length),
+        eval=split_counts(counts["eval"], context_length),
+        sources=[],
+        config=config.model_dump(),
+        versions={},
+    ).write(directory)
+    return directory

@@ -44,7 +44,7 @@ class FsdpStrategy:
         """Shard layer by layer, so that at most one layer is in fp32 and whole at any time."""
         adapted: nn.Module = model if self.config.lora is None else add_lora(model, self.config.lora)
         if self.config.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.module = WeightedLoss(adapted)
         options = self._options()
         for layer in _decoder_layers(model):
@@ -64,7 +64,7 @@ class FsdpStrategy:
     def backward(self, batch: Batch, scale: float) -> torch.Tensor:
         """See `Strategy`."""
         loss: torch.Tensor = self.module(batch.to(self.device))
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()
         return loss.detach()
 
     def step(self, learning_rate: float) -> float:

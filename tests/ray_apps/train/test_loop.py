@@ -1,0 +1,154 @@
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.errors import RunError
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.export import export
+from ray_apps.train.loop import count_steps, run_training
+
+CPU = torch.device("cpu")
+
+
+def run_rank(rank: int, world_size: int, rendezvous: str, config: TrainConfig, stop_after: int | None) -> None:
+    """One rank of a training run in a process of its own; dies without a word after saving step `stop_after`."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+
+    def after_save(measures: dict[str, float]) -> None:
+        if measures["step"] == stop_after:
+            os._exit(9)
+
+    run_training(config, CPU, after_save)
+    dist.destroy_process_group()
+
+
+def run_ranks(config: TrainConfig, rendezvous: Path, world_size: int, stop_after: int | None = None) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=run_rank, args=(rank, world_size, str(rendezvous), config, stop_after))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} == {0 if stop_after is None else 9}
+
+
+def exported(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return load_file(export(config) / "model.safetensors")
+
+
+def losses(config: TrainConfig) -> list[float]:
+    return [record["loss"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record]
+
+
+def test_a_resumed_run_ends_bit_identical(
+    make_config: Callable[..., TrainConfig], process_group: None, tmp_path: Path
+) -> None:
+    whole = make_config(run_dir=str(tmp_path / "whole"), output=str(tmp_path / "whole-model"), max_steps=6)
+    run_training(whole, CPU, after_save=lambda measures: None)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(measures: dict[str, float]) -> None:
+        if measures["step"] == 4:
+            raise Stopped
+
+    torn = make_config(run_dir=str(tmp_path / "torn"), output=str(tmp_path / "torn-model"), max_steps=6)
+    with pytest.raises(Stopped):
+        run_training(torn, CPU, stop)
+    run_training(torn, CPU, after_save=lambda measures: None)
+
+    ours, theirs = exported(torn), exported(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert losses(torn) == losses(whole)
+    assert losses(whole)[-1] < losses(whole)[0]
+
+
+@pytest.mark.slow
+def test_world_size_does_not_change_the_run(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """1 × 4, 2 × 2 and 2 × 1 × 2 rows: the same losses, and a checkpoint of two ranks resumes on one."""
+    shapes: dict[str, dict[str, Any]] = {
+        "one": {"num_workers": 1, "micro_batch_size": 4},
+        "two": {"num_workers": 2, "micro_batch_size": 2},
+        "accumulated": {"num_workers": 2, "micro_batch_size": 1},
+    }
+    curves = {}
+    for name, shape in shapes.items():
+        config = make_config(run_dir=str(tmp_path / name), max_steps=4, **shape)
+        run_ranks(config, tmp_path / f"rendezvous-{name}", config.num_workers)
+        curves[name] = losses(config)
+    assert curves["two"] == pytest.approx(curves["one"], rel=1e-4)
+    assert curves["accumulated"] == pytest.approx(curves["one"], rel=1e-4)
+
+    elastic = make_config(run_dir=str(tmp_path / "elastic"), max_steps=4, **shapes["two"])
+    run_ranks(elastic, tmp_path / "rendezvous-a", 2, stop_after=2)
+    run_ranks(elastic.model_copy(update=shapes["one"]), tmp_path / "rendezvous-b", 1)
+    assert losses(elastic) == pytest.approx(curves["one"], rel=1e-4)
+
+
+def test_lora_trains_adapters_only_and_exports_merged(
+    make_config: Callable[..., TrainConfig], process_group: None, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = make_config(lora={"r": 4}, max_steps=4, learning_rate=1e-2)
+    run_training(config, CPU, after_save=lambda measures: None)
+    merged, base = exported(config), load_file(tiny_model_dir / "model.safetensors")
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed
+    assert all("q_proj" in name or "v_proj" in name for name in changed)
+    assert losses(config)[-1] < losses(config)[0]
+
+
+def test_the_exported_model_is_an_ordinary_one(
+    make_config: Callable[..., TrainConfig], process_group: None, tiny_model_dir: Path
+) -> None:
+    config = make_config(max_steps=2)
+    run_training(config, CPU, after_save=lambda measures: None)
+    directory = export(config)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**prompt, max_new_tokens=2, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    base = load_file(tiny_model_dir / "model.safetensors")
+    assert set(load_file(directory / "model.safetensors")) == set(base)
+
+
+def test_a_non_finite_loss_stops_with_the_chats_of_its_batch(
+    make_config: Callable[..., TrainConfig], process_group: None
+) -> None:
+    config = make_config(learning_rate=1e30, schedule="constant", warmup_ratio=0.0)
+    with pytest.raises(RunError, match=r"step \d+: loss .*'chat-\d+'"):
+        run_training(config, CPU, after_save=lambda measures: None)
+
+
+def test_published_settings_give_112_steps(make_config: Callable[..., TrainConfig]) -> None:
+    assert count_steps(910, make_config(global_batch_size=16, epochs=2)) == 112
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(make_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(RunError, match=r"train.global_batch_size: 128 is more than the dataset's 40 rows"):
+        count_steps(40, make_config(global_batch_size=128))
+
+
+def test_metrics_tell_the_whole_story(make_config: Callable[..., TrainConfig], process_group: None) -> None:
+    config = make_config(max_steps=3)
+    run_training(config, CPU, after_save=lambda measures: None)
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    kinds = [json.loads(line).get("event", "step") for line in lines]
+    assert kinds == ["start", "step", "step", "checkpoint", "step", "checkpoint", "finish"]
+    assert list((Path(config.run_dir) / "tensorboard").iterdir())
