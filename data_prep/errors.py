@@ -1,11 +1,11 @@
 """Every error a user can cause, as one tree. The command line prints them as one line, without a traceback.
 
-    VicunaError
-    ├── ConfigError    a recipe, an override or a combination of fields is wrong
-    ├── DataError      chats or a dataset are missing, unreadable, empty or of another tokenizer
-    ├── ModelError     a model directory, path or hub id cannot be used
-    ├── RunError       a training run cannot start, resume or be exported
-    └── ServeError     an endpoint cannot be started
+VicunaError
+├── ConfigError    a recipe, an override or a combination of fields is wrong
+├── DataError      chats or a dataset are missing, unreadable, empty or of another tokenizer
+├── ModelError     a model directory, path or hub id cannot be used
+├── RunError       a training run cannot start, resume or be exported
+└── ServeError     an endpoint cannot be started
 """
 
 

@@ -38,10 +38,9 @@ def prepare_dataset(
         ConfigError, ModelError: the template or the tokenizer cannot be used.
     """
     output = Path(config.output)
-    files = _source_paths(config.sources)
-    sources = [_describe(path) for path in files]
-    if not fresh and (found := _existing(output, config, sources)):
+    if not fresh and (found := find_dataset(config)):
         return found
+    files = _source_paths(config.sources)
     tokenizer = load_tokenizer(config.tokenizer)
     check_template(get_template(config.template), tokenizer)
     with written_aside(output) as directory:
@@ -57,7 +56,7 @@ def prepare_dataset(
             context_length=config.context_length,
             counts=_counts(totals),
             **splits,
-            sources=sources,
+            sources=[_describe(path) for path in files],
             config=config.model_dump(),
             versions={package: version(package) for package in ("tokenizers", "transformers", "vicuna-ray")},
         )
@@ -77,8 +76,14 @@ def _describe(path: Path) -> SourceFile:
     return SourceFile(path=name, num_bytes=path.stat().st_size, sha256=digest)
 
 
-def _existing(output: Path, config: DataConfig, sources: list[SourceFile]) -> Manifest | None:
-    """The manifest at `output` if it was made of the same chats by the same recipe."""
+def find_dataset(config: DataConfig) -> Manifest | None:
+    """The manifest of the dataset at `config.output`, if it was made of the same chats by the same recipe.
+
+    Raises:
+        DataError: a source is missing, or something else is in the way.
+    """
+    output = Path(config.output)
+    sources = [_describe(path) for path in _source_paths(config.sources)]
     if not output.exists():
         return None
     if not (output / MANIFEST_NAME).exists() and (not output.is_dir() or any(output.iterdir())):

@@ -1,0 +1,226 @@
+"""Streaming readers of raw chats. A record that cannot be read becomes a `Record` with an error, never a crash.
+
+Knows nothing of what a record means. A file is never held in memory as a whole: its records come one at a time. To read
+another format, write its reader, which yields a value or an error per record, and name it in `_READERS`.
+"""
+
+import codecs
+import glob
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
+_MAX_RECORD_BYTES = 64 << 20  # a longer one is bad, or a broken quote would pull in the rest of the file
+_MAX_START = 256  # characters in which a record's brace and first key are sought together
+_SEPARATORS = re.compile(r"[\s,\ufeff]*")
+_AT_END = re.compile(r"\s*+[\w\\.+-]{0,12}\s*+\Z")  # where the text ends, but for a part of a literal or an escape
+_DECODER = json.JSONDecoder(strict=False)
+
+_Outcome = tuple[Any, str | None]  # a value, or why there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file: its value, or why there is none. `position` counts the file's records from 0."""
+
+    source: str
+    position: int
+    value: Any | None
+    error: str | None = None
+
+
+def expand_sources(paths: Sequence[str]) -> list[Path]:
+    """List the files that files, folders (searched throughout) and globs stand for, sorted, each once.
+
+    Raises:
+        DataError: a path does not exist or stands for no file that can be read; the message says which can be.
+    """
+    found = {file.resolve(): file for path in paths for file in _expand(path)}
+    return sorted(found.values())
+
+
+def _expand(path: str) -> list[Path]:
+    place = Path(path)
+    places = [place] if place.exists() else sorted(map(Path, glob.glob(path, recursive=True)))
+    if not places:
+        raise DataError(f"{path}: no such file, folder or glob match; {_VALID}")
+    files = [file for match in places for file in (_files_under(match) if match.is_dir() else [match])]
+    readable = [file for file in files if file.suffix.lower() in _READERS]
+    if not readable:
+        raise DataError(f"{path}: {'holds no readable file' if place.is_dir() else 'cannot be read'}; {_VALID}")
+    return readable
+
+
+def _files_under(folder: Path) -> list[Path]:
+    """Files in a folder and its folders, but for hidden ones."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of one file in their order, bad ones among them.
+
+    Raises:
+        DataError: the file does not exist, has a format that is not read here, or cannot be opened.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: cannot be read; {_VALID}")
+    try:
+        with path.open("rb") as file:
+            for position, (value, error) in enumerate(reader(file)):
+                yield Record(str(path), position, value, error)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; {_VALID}") from error
+
+
+class _Window:
+    """The unread part of a file as text. It grows when a value does not fit, and forgets what was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.text = ""
+        self.position = 0
+        self._file = file
+        self._bytes_before = 0
+        self._ended = False
+        # Bytes that are not UTF-8 become lone surrogates, which no record may hold.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the file before the position."""
+        return self._bytes_before + len(self.text[: self.position].encode("utf-8", "surrogateescape"))
+
+    def grow(self) -> bool:
+        """Read on, at least as much as is unread, so that trying again costs a constant factor; False at the end."""
+        if self._ended:
+            return False
+        self._bytes_before, unread = self.offset, self.text[self.position :]
+        chunk = self._file.read(max(_CHUNK_BYTES, len(unread)))
+        self._ended = not chunk
+        self.text, self.position = unread + self._decoder.decode(chunk, self._ended), 0
+        return True
+
+    def peek(self) -> str:
+        """Skip what separates values and return the next character, or nothing at the end."""
+        while True:
+            separators = _SEPARATORS.match(self.text, self.position)
+            self.position = separators.end() if separators else self.position
+            if self.position < len(self.text) or not self.grow():
+                return self.text[self.position : self.position + 1]
+
+    def take(self, start: re.Pattern[str]) -> _Outcome:
+        """Read one value; what cannot be read is passed over up to the next match of `start`."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.position)
+            except (ValueError, RecursionError) as error:
+                cut = self._is_cut(error)
+                if cut and self.grow():
+                    continue
+                reason = f"byte {self.offset}: {'the record is cut off' if cut else _reason(error)}"
+                self._seek(start)
+                return None, reason
+            if end < len(self.text) or not self.grow():
+                problem = _text_problem(value, self.text[self.position : end])
+                outcome = (None, f"byte {self.offset}: {problem}") if problem else (value, None)
+                self.position = end
+                return outcome
+
+    def _is_cut(self, error: Exception) -> bool:
+        """Whether the value might be whole if there were more text."""
+        if not isinstance(error, json.JSONDecodeError) or len(self.text) - self.position > _MAX_RECORD_BYTES:
+            return False
+        return error.msg.startswith("Unterminated string") or _AT_END.match(self.text, error.pos) is not None
+
+    def _seek(self, pattern: re.Pattern[str]) -> None:
+        self.position += 1
+        while not (found := pattern.search(self.text, self.position)):
+            self.position = max(self.position, len(self.text) - _MAX_START)
+            if not self.grow():
+                self.position = len(self.text)
+                return
+        self.position = found.start()
+
+
+def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
+    """Read an array of records, or records one after another, as there are in files of lines that end in .json."""
+    window = _Window(file)
+    in_array = window.peek() == "["
+    window.position += in_array
+    start, error = _start_of("id"), None
+    while (character := window.peek()) and not (in_array and character == "]"):
+        value, error = window.take(start)
+        if isinstance(value, dict) and value:
+            start = _start_of(next(iter(value)))
+        yield value, error
+    if not in_array:
+        return
+    if character:
+        window.position += 1
+        if window.peek():
+            yield None, f"byte {window.offset}: there is more after the end of the array"
+    elif error is None:
+        yield None, f"byte {window.offset}: the array is cut off"
+
+
+def _start_of(key: str) -> re.Pattern[str]:
+    """What a record begins with. The records of a file begin alike, so this finds the next one after a broken one."""
+    return re.compile(r"\{\s*" + re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:")
+
+
+def _read_lines(file: BinaryIO) -> Iterator[_Outcome]:
+    """Read a record a line; blank lines are none."""
+    number = 0
+    while line := file.readline(_MAX_RECORD_BYTES):
+        number += 1
+        if len(line) == _MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            _skip_line(file)
+            yield None, f"line {number}: longer than {_MAX_RECORD_BYTES} bytes"
+        elif line := line.removeprefix(codecs.BOM_UTF8).strip():
+            value, error = _parse_line(line)
+            yield value, error and f"line {number}: {error}"
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (rest := file.readline(_CHUNK_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _parse_line(line: bytes) -> _Outcome:
+    try:
+        text = line.decode()
+        value = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return None, _reason(error)
+    problem = _text_problem(value, text)
+    return (None, problem) if problem else (value, None)
+
+
+def _text_problem(value: Any, raw: str) -> str | None:
+    """Name the problem if the value holds half a surrogate pair: such text can be neither stored nor tokenised."""
+    try:
+        raw.encode()
+        if "\\ud" in raw or "\\uD" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return "the text is not valid Unicode"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return "the text is not valid UTF-8"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+_READERS: dict[str, Callable[[BinaryIO], Iterator[_Outcome]]] = {".json": _read_json, ".jsonl": _read_lines}
+_VALID = f"valid are files that end in {' or '.join(_READERS)}, folders that hold some, and globs of them"

@@ -1,0 +1,179 @@
+"""Every whole record is read and every broken one reported, whatever the file, the chunk or the place of the cut."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import sources
+from data_prep.errors import DataError
+from data_prep.sources import Record, expand_sources, read_records
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TURN = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]), "value": TEXT})
+CHAT = st.fixed_dictionaries({"id": TEXT, "conversations": st.lists(TURN, max_size=3)})
+CHATS = st.lists(CHAT, max_size=5)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sources")
+
+
+def read(folder: Path, content: bytes | str, name: str = "chats.json") -> list[Record]:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_records(path))
+
+
+def values(records: list[Record]) -> list[Any]:
+    return [record.value for record in records if record.error is None]
+
+
+def errors(records: list[Record]) -> Iterator[str]:
+    return (record.error for record in records if record.error is not None)
+
+
+@given(chats=CHATS, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), chunk=st.integers(1, 40))
+def test_an_array_is_read_whole_in_chunks_of_any_size(
+    folder: Path, chats: list[Any], indent: int | None, ascii_only: bool, chunk: int
+) -> None:
+    with patch.object(sources, "_CHUNK_BYTES", chunk):
+        records = read(folder, json.dumps(chats, indent=indent, ensure_ascii=ascii_only))
+    assert [(record.position, record.value, record.error) for record in records] == [
+        (index, chat, None) for index, chat in enumerate(chats)
+    ]
+
+
+@given(chats=CHATS, chunk=st.integers(1, 40), data=st.data())
+def test_an_array_cut_anywhere_gives_its_whole_records_and_then_the_torn_one(
+    folder: Path, chats: list[Any], chunk: int, data: st.DataObject
+) -> None:
+    content = json.dumps(chats, ensure_ascii=False).encode()
+    cut = data.draw(st.integers(1, len(content) - 1))
+    with patch.object(sources, "_CHUNK_BYTES", chunk):
+        records = read(folder, content[:cut])
+    assert all(record.error is None for record in records[:-1])
+    assert values(records) == chats[: len(records) - 1]
+    assert "cut off" in str(records[-1].error) or "Unicode" in str(records[-1].error)
+
+
+@given(chats=CHATS, name=st.sampled_from(["chats.jsonl", "lines.json"]), chunk=st.integers(1, 40))
+def test_lines_are_read_whatever_the_file_is_called(folder: Path, chats: list[Any], name: str, chunk: int) -> None:
+    content = "".join(json.dumps(chat) + "\n\n" for chat in chats)
+    with patch.object(sources, "_CHUNK_BYTES", chunk):
+        assert values(read(folder, content, name)) == chats
+
+
+@given(content=st.binary(max_size=200), name=st.sampled_from(["any.json", "any.jsonl"]))
+def test_no_content_crashes(folder: Path, content: bytes, name: str) -> None:
+    records = read(folder, content, name)
+    assert [record.position for record in records] == list(range(len(records)))
+
+
+def test_a_torn_tail_is_reported_with_its_byte_offset(folder: Path) -> None:
+    records = read(folder, '[{"id": "é"}, {"id": "b", "conv')
+    assert records[0] == Record(str(folder / "chats.json"), 0, {"id": "é"})
+    assert records[1].error == "byte 15: the record is cut off"
+    assert list(errors(read(folder, '[{"id": "a"},'))) == ["byte 13: the array is cut off"]
+
+
+def test_reading_goes_on_after_a_broken_record(folder: Path) -> None:
+    records = read(folder, '[{"id": 1}, {"id": 2, oops}, {"id": "3}, {"id": 4}, {"id": 5}]')
+    assert [record["id"] for record in values(records)] == [1, 4, 5]
+    assert list(errors(records)) == [
+        "byte 12: not JSON: Expecting property name enclosed in double quotes",
+        "byte 29: not JSON: Expecting ',' delimiter",
+    ]
+
+
+def test_what_follows_the_array_is_reported(folder: Path) -> None:
+    assert list(errors(read(folder, "[] {}"))) == ["byte 3: there is more after the end of the array"]
+
+
+def test_a_broken_line_costs_that_line_only(folder: Path) -> None:
+    records = read(folder, b'\xef\xbb\xbf{"id": 1}\n{"id"\n\xff\n\n{"id": 2}', "chats.jsonl")
+    assert values(records) == [{"id": 1}, {"id": 2}]
+    assert list(errors(records)) == [
+        "line 2: not JSON: Expecting ':' delimiter",
+        "line 3: the text is not valid UTF-8",
+    ]
+
+
+@pytest.mark.parametrize("name", ["chats.json", "chats.jsonl"])
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (b'{"id": "\\ud83d"}', "not valid Unicode"),
+        (b'{"id": "\xff"}', "not valid U"),
+        (b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"id": ' + b"9" * 5_000 + b"}", "limit"),
+    ],
+    ids=["half a surrogate pair", "not UTF-8", "deep", "long number"],
+)
+def test_a_record_no_later_step_could_store_is_a_bad_one(folder: Path, name: str, bad: bytes, problem: str) -> None:
+    first, last = b'{"id": "a"}', b'{"id": "\\ud83d\\ude00"}'
+    lines = [first, bad, last]
+    content = b"[" + b",".join(lines) + b"]" if name.endswith(".json") else b"\n".join(lines)
+    records = read(folder, content, name)
+    assert values(records) == [{"id": "a"}, {"id": "😀"}]
+    assert [problem in error for error in errors(records)] == [True]
+
+
+@pytest.mark.parametrize("name", ["chats.json", "chats.jsonl"])
+def test_an_endless_record_is_given_up(folder: Path, name: str) -> None:
+    content = '{"id": "' + "x" * 500 + '"}\n{"id": 2}\n'
+    with patch.object(sources, "_MAX_RECORD_BYTES", 100), patch.object(sources, "_CHUNK_BYTES", 60):
+        records = read(folder, content, name)
+    assert values(records) == [{"id": 2}]
+    assert len(list(errors(records))) == 1
+
+
+def test_sources_are_files_folders_and_globs_sorted_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.json", "a.jsonl", "deep/er/c.JSON", ".hidden/d.json", "deep/.e.json", "notes.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("[]")
+    found = [Path("a.jsonl"), Path("b.json"), Path("deep/er/c.JSON")]
+    assert expand_sources(["."]) == found
+    assert expand_sources(["b.json", "*.json*", "./b.json", "deep"]) == found
+    assert expand_sources(["**/*.JSON"]) == found[2:]
+    assert expand_sources([]) == []
+
+
+def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
+    (tmp_path / "chats[1].json").write_text("[]")
+    assert expand_sources([str(tmp_path / "chats[1].json")]) == [tmp_path / "chats[1].json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("missing.json", "no such file"),
+        ("*.json", "no such file"),
+        ("empty", "holds no readable file"),
+        ("notes.txt", "cannot be read"),
+        ("*.txt", "cannot be read"),
+    ],
+)
+def test_a_useless_source_is_named_with_what_would_be_valid(tmp_path: Path, path: str, problem: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no chats")
+    with pytest.raises(DataError, match=problem) as error:
+        expand_sources([str(tmp_path / path)])
+    assert path in str(error.value)
+    assert ".json or .jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "chats.txt", "folder.json"])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(DataError, match=name):
+        list(read_records(tmp_path / name))
