@@ -48,7 +48,8 @@ def _describe(settings: type[BaseModel], detail: Any, section: str) -> str:
         return f"{name}: is required"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
-        return f"{name}: {message}" if location else message
+        of_a_field = message.partition(":")[0] in _field_names(settings, location)
+        return ".".join([*filter(None, [section]), *location, message]) if of_a_field else f"{name}: {message}"
     return f"{name}: {detail['input']!r} is not valid; expected {message}"
 
 

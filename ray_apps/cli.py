@@ -1,0 +1,106 @@
+"""The command line. Every subcommand imports what it needs when it runs, so that help is instant."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from data_prep.errors import VicunaError
+
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
+FRESH = click.option("--fresh", is_flag=True, help="Start over: replace what an earlier run has written.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vicuna-ray")
+def vicuna() -> None:
+    """From a pile of shared chats to a chat endpoint.
+
+    RECIPE is a YAML file, or the name of one that comes along: vicuna_7b, vicuna_13b, lora_7b, offload_single_gpu,
+    smollm2_cpu. Every field can be set as section.key=value.
+    """
+
+
+@vicuna.command()
+@FRESH
+@OVERRIDES
+def demo(fresh: bool, overrides: tuple[str, ...]) -> None:
+    """Chats to a fine-tuned model to an endpoint, end to end on this machine.
+
+    A small real model learns who it is; a worker is killed on the way; the endpoint is asked. What an earlier run
+    has finished is not done again. Example: vicuna demo --fresh data.identity.name=Ada data.identity.maker=ACME
+    """
+    from ray_apps.demo import run_demo
+
+    run_demo(overrides, fresh=fresh)
+
+
+@vicuna.command()
+@click.argument("recipe")
+@FRESH
+@OVERRIDES
+def prep(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
+    """Turn the chats that RECIPE names into a training dataset."""
+    from ray_apps.recipe import data_section, load_recipe
+    from ray_apps.stages import prep_stage
+
+    prep_stage(data_section(load_recipe(recipe, overrides), recipe), fresh=fresh)
+
+
+@vicuna.command()
+@click.argument("recipe")
+@FRESH
+@OVERRIDES
+def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
+    """Fine-tune as RECIPE says, or resume; then export the model."""
+    from ray_apps.recipe import load_recipe, train_section
+    from ray_apps.stages import export_stage, train_stage
+
+    config = train_section(load_recipe(recipe, overrides), recipe)
+    train_stage(config, fresh=fresh)
+    export_stage(config)
+
+
+@vicuna.command()
+@click.argument("recipe")
+@OVERRIDES
+def export(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Write the newest complete checkpoint of RECIPE's run as a model directory."""
+    from ray_apps.recipe import load_recipe, train_section
+    from ray_apps.stages import export_stage
+
+    export_stage(train_section(load_recipe(recipe, overrides), recipe))
+
+
+@vicuna.command()
+@click.argument("config", type=click.Path(path_type=Path), default="serve_config.yaml")
+@click.argument("overrides", nargs=-1, metavar="[args.key=value | http_options.key=value]...")
+def serve(config: Path, overrides: tuple[str, ...]) -> None:
+    """Serve the model of a Serve config file until Ctrl-C. Port 0 takes a free one.
+
+    Example: vicuna serve serve_config.yaml args.model=artifacts/demo/model http_options.port=0
+    """
+    from ray_apps.serve.config_file import load_serve_file
+    from ray_apps.stages import serve_until_interrupted
+
+    serve_until_interrupted(load_serve_file(config, overrides))
+
+
+def main() -> None:
+    """Run the command line; an error a user can mend is one line and exit code 1."""
+    try:
+        vicuna(standalone_mode=False)
+    except VicunaError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

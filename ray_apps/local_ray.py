@@ -17,10 +17,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @contextmanager
 def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """Use the cluster that `RAY_ADDRESS` names, or start one here and end it with the block.
+    """Use the cluster that `RAY_ADDRESS` names, or start one here and end it with the block. A second one is the first.
 
     Every process started below this one is ended with it, also after Ctrl-C or SIGTERM.
     """
+    if ray.is_initialized():
+        yield
+        return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:

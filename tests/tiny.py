@@ -121,7 +121,9 @@ def chats(count: int) -> list[dict[str, object]]:
     return records
 
 
-def write_dataset(directory: Path, model: Path, *, count: int = 64, context_length: int = 256, **fields: object) -> Path:
+def write_dataset(
+    directory: Path, model: Path, *, count: int = 64, context_length: int = 256, **fields: object
+) -> Path:
     """A dataset of `count` chats for `model`, made without Ray."""
     from data_prep.config import DataConfig
     from data_prep.manifest import Counts, Manifest, split_counts

@@ -1,5 +1,6 @@
 """From a sharded checkpoint to a model directory, a shard at a time: no host ever holds the whole model."""
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,20 @@ from ray_apps.model_dir import local_model_dir, stream_tensors, write_tensors
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
 
-ORIGIN = "fine_tuned_from.json"
+ORIGIN = "origin.json"
+
+
+def is_exported(config: TrainConfig) -> bool:
+    """Whether `config.output` already is the run's newest complete checkpoint."""
+    latest = RunDir(config.run_dir).latest_checkpoint()
+    origin = Path(config.output) / ORIGIN
+    return latest is not None and origin.exists() and json.loads(origin.read_text()) == _origin(config, latest[0])
+
+
+def _origin(config: TrainConfig, step: int) -> dict[str, Any]:
+    """What an exported model is made of."""
+    receipt = RunDir(config.run_dir).receipt
+    return {"step": step, "receipt": json.loads(receipt.read_text()) if receipt.exists() else None}
 
 
 def export(config: TrainConfig) -> Path:
@@ -44,6 +58,7 @@ def export(config: TrainConfig) -> Path:
         if (base / "tokenizer.model").exists():
             shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
         _write_tokenizer(directory, config)
+        (directory / ORIGIN).write_text(json.dumps(_origin(config, latest[0]), indent=2) + "\n")
     return Path(config.output)
 
 

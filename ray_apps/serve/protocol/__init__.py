@@ -1,0 +1,1 @@
+"""The wire: requests, responses and errors of the OpenAI API."""

@@ -42,9 +42,7 @@ def test_packed_equals_unpacked(
     assert len(bounds) > 4
     for start, end in zip(bounds, bounds[1:], strict=False):
         logits = plain(input_ids=batch.input_ids[:, start:end]).logits[0]
-        total = total + cross_entropy(
-            logits, batch.targets[0, start:end], ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        total = total + cross_entropy(logits, batch.targets[0, start:end], ignore_index=IGNORE_INDEX, reduction="sum")
     total.backward()
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients(plain).items():

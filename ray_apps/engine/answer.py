@@ -1,0 +1,50 @@
+"""One answer as it grows: tokens in, deltas out, and the decision when it ends. Every engine of ours builds on it."""
+
+from collections.abc import Collection, Sequence
+
+from ray_apps.engine.detokenize import Detokenizer, Vocabulary
+from ray_apps.engine.protocol import FinishReason, SamplingParams, TokenDelta
+
+
+class Answer:
+    """The answer to one request.
+
+    It ends at a token of `end_ids`, at a stop string (the request's or one of `model_stop`) or at `max_tokens`. An end
+    token gives no text.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        vocabulary: Vocabulary,
+        *,
+        end_ids: Collection[int],
+        model_stop: Sequence[str] = (),
+        strip_space: bool = False,
+    ) -> None:
+        self.finished = False
+        self._max_tokens = sampling.max_tokens
+        self._end_ids = end_ids
+        self._detokenizer = Detokenizer(vocabulary, (*sampling.stop, *model_stop), strip_space=strip_space)
+        self._num_tokens = 0
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> TokenDelta | None:
+        """Take the next token; return what can be told now, if anything. After the last delta, `finished` is set."""
+        self._num_tokens += 1
+        self._pending.append(token_id)
+        is_end = token_id in self._end_ids
+        text = "" if is_end else self._detokenizer.push(token_id)
+        reason: FinishReason | None = None
+        if is_end or self._detokenizer.stopped:
+            reason = "stop"
+        elif self._num_tokens >= self._max_tokens:
+            reason = "length"
+        if reason:
+            self.finished = True
+            text += self._detokenizer.finish()
+        return self._tell(text, reason) if text or reason else None
+
+    def _tell(self, text: str, reason: FinishReason | None) -> TokenDelta:
+        token_ids, self._pending = tuple(self._pending), []
+        return TokenDelta(text, token_ids, reason)

@@ -1,0 +1,40 @@
+"""Choosing and building an engine. Nothing heavy is imported before it is chosen."""
+
+import os
+from typing import Literal
+
+from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.protocol import Engine
+
+EngineName = Literal["auto", "native", "fake"]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+def build_engine(
+    name: EngineName,
+    model: str,
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_model_len: int | None = None,
+    num_threads: int | None = None,
+) -> Engine:
+    """Build the engine called `name` for `model`; `auto` is the native one.
+
+    `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
+    means every core. The fake engine takes no model.
+
+    Raises:
+        ModelError: the model cannot be used.
+        ConfigError: it cannot be used in this way; the message names the field.
+    """
+    if name == "fake":
+        return FakeEngine() if max_model_len is None else FakeEngine(max_model_len=max_model_len)
+    import torch
+
+    from ray_apps.engine.native.engine import NativeEngine
+    from ray_apps.engine.native.loading import load_model
+
+    torch.set_num_threads(num_threads or os.cpu_count() or 1)
+    return NativeEngine(load_model(model, device=device, dtype=dtype, max_model_len=max_model_len))

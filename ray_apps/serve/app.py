@@ -1,0 +1,83 @@
+"""The composition root of serving: from settings to a Serve application. Resources and counts appear here only.
+
+Serve reads the type of `args` from the signature, so this module keeps its annotations evaluated.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.exceptions import RayServeException
+
+from data_prep.errors import ConfigError, VicunaError
+from ray_apps.serve.config import ServeArgs, resolve_model
+from ray_apps.serve.ingress import Ingress
+from ray_apps.serve.replica import Replica
+
+# Loading a model fails the same way each time; a second try covers a node that was lost meanwhile.
+_MAX_CONSTRUCTOR_TRIES = 2
+# Requests an ingress replica works on beside chats: health and model lists.
+_INGRESS_SPARE = 64
+
+
+def build_app(args: ServeArgs) -> Application:
+    """The application that serves one model.
+
+    Raises:
+        RayServeException: it cannot be served; the message is one clear line, and Serve shows it as it is.
+    """
+    try:
+        resolved = choose_device(resolve_model(args))
+    except VicunaError as error:
+        raise RayServeException(str(error)) from None
+    replicas = serve.deployment(**replica_options(resolved))(Replica).bind(resolved)
+    return serve.deployment(**ingress_options(resolved))(Ingress).bind(replicas, resolved.served_name)
+
+
+def choose_device(args: ServeArgs) -> ServeArgs:
+    """`args` with a device instead of `auto`: CUDA where the cluster has a GPU or can get one; and with its threads.
+
+    Raises:
+        ConfigError: CUDA is asked for where there is none.
+    """
+    has_gpu = args.engine != "fake" and args.device != "cpu" and _cluster_has_gpu()
+    if args.device == "cuda" and not has_gpu:
+        raise ConfigError("args.device: 'cuda' is not valid; the cluster has no GPU, so expected 'auto' or 'cpu'")
+    threads = args.num_threads or max(1, (os.cpu_count() or 1) // args.max_replicas)
+    return args.model_copy(update={"device": "cuda" if has_gpu else "cpu", "num_threads": threads})
+
+
+def _cluster_has_gpu() -> bool:
+    """Whether some node has a GPU, or the autoscaler may start one that has."""
+    if not ray.is_initialized():
+        return False
+    possible = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    present: dict[str, float] = ray.cluster_resources()
+    return present.get("GPU", 0) >= 1 or possible.get("GPU", 0) >= 1
+
+
+def replica_options(args: ServeArgs) -> dict[str, Any]:
+    """How many replicas there are, what each takes, and how many requests it takes on."""
+    scale: dict[str, Any] = {"num_replicas": args.num_replicas or 1}
+    if args.autoscaling:
+        scale = {"autoscaling_config": args.autoscaling.model_dump()}
+    return {
+        **scale,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "max_queued_requests": args.max_queued_requests,
+        "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
+        "max_constructor_retry_count": _MAX_CONSTRUCTOR_TRIES,
+    }
+
+
+def ingress_options(args: ServeArgs) -> dict[str, Any]:
+    """The ingress takes every request the replicas can work on or queue, and one more finds it open to be refused."""
+    most = args.max_replicas * args.max_ongoing_requests + args.max_queued_requests + _INGRESS_SPARE
+    return {
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": most,
+        "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
+    }

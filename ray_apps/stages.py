@@ -1,0 +1,124 @@
+"""The stages of the main job as a person runs them: each with a progress bar, each skipped when it is already done."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import DataConfig
+from data_prep.manifest import Manifest
+from data_prep.pipeline import find_dataset, prepare_dataset
+from ray_apps.console import Stage, console, stage
+from ray_apps.goodput import find_recoveries
+from ray_apps.local_ray import local_cluster
+from ray_apps.run_dir import RunDir
+from ray_apps.serve.config_file import ServeFile
+from ray_apps.train.config import TrainConfig
+
+Records = list[dict[str, Any]]
+
+
+def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
+    """Chats to a dataset."""
+    with stage("prep") as shown:
+        shown.update(0, text="looking at the chats")
+        manifest = None if fresh else find_dataset(config)
+        done = manifest is not None
+        if manifest is None:
+            with local_cluster():
+                manifest = prepare_dataset(
+                    config, fresh=fresh, on_progress=lambda records: shown.update(records, text=f"{records} records")
+                )
+        counts = manifest.train
+        dropped = sum(manifest.counts.dropped.values())
+        shown.finish(
+            f"{config.output}: {counts.conversations} chats in {counts.rows} rows, {counts.tokens:,} tokens, "
+            f"{counts.fill:.0%} full, {dropped} dropped{_already(done)}"
+        )
+    return manifest
+
+
+def train_stage(
+    config: TrainConfig, *, fresh: bool = False, on_records: Callable[[Records], None] = lambda records: None
+) -> None:
+    """A dataset and a base model to a finished run; resumes where an earlier attempt stopped."""
+    from ray_apps.train.launch import check_run, count_run_steps, train
+
+    with stage("train") as shown:
+        shown.update(0, text="checking")
+        run = RunDir(config.run_dir)
+        if fresh:
+            shutil.rmtree(run.path, ignore_errors=True)
+        num_steps = count_run_steps(config, check_run(config))
+        progress = _TrainProgress(shown, num_steps)
+        latest = run.latest_checkpoint()
+        done = latest is not None and latest[0] == num_steps
+
+        def on_progress(records: Records) -> None:
+            progress.show(records)
+            on_records(records)
+
+        if not done:
+            shown.update(0, num_steps, "starting workers")
+            with local_cluster():
+                train(config, on_progress=on_progress)
+        shown.finish(f"{config.run_dir}: {num_steps} steps{_summary(run.read_metrics())}{_already(done)}")
+
+
+class _TrainProgress:
+    """Steps, loss and speed of a run on its progress bar."""
+
+    def __init__(self, shown: Stage, num_steps: int) -> None:
+        self.shown = shown
+        self.num_steps = num_steps
+
+    def show(self, records: Records) -> None:
+        for record in records:
+            if record.get("event") == "start":
+                self.shown.update(record["step"], self.num_steps, f"from step {record['step']}")
+            elif "loss" in record:
+                self.shown.update(
+                    record["step"],
+                    self.num_steps,
+                    f"step {record['step']}/{self.num_steps}  loss {record['loss']:.3f}  "
+                    f"lr {record['learning_rate']:.1e}  {record['tokens_per_s']:.0f} tokens/s",
+                )
+
+
+def _summary(records: Records) -> str:
+    losses = [record["loss"] for record in records if "loss" in record]
+    recoveries = len(find_recoveries(records))
+    restarts = f", resumed {recoveries} time{'s' if recoveries > 1 else ''}" if recoveries else ""
+    return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{restarts}" if losses else ""
+
+
+def export_stage(config: TrainConfig) -> Path:
+    """The newest complete checkpoint to a model directory."""
+    from ray_apps.train.export import export, is_exported
+
+    with stage("export") as shown:
+        shown.update(0, text="writing safetensors")
+        done = is_exported(config)
+        directory = Path(config.output) if done else export(config)
+        shown.finish(f"{directory}{_already(done)}")
+    return directory
+
+
+def serve_until_interrupted(file: ServeFile) -> None:
+    """Serve a model until Ctrl-C."""
+    from ray_apps.serve.run import serving
+
+    with ExitStack() as endpoint:
+        with stage("serve") as shown:
+            shown.update(0, text="starting")
+            url = endpoint.enter_context(serving(file))
+            shown.finish(url)
+        name = file.application.args.served_name
+        console.print(f"Model [bold]{name}[/bold] answers at {url}/v1 until Ctrl-C.", soft_wrap=True)
+        threading.Event().wait()
+
+
+def _already(done: bool) -> str:
+    return " (already there)" if done else ""

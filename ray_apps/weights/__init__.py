@@ -1,0 +1,1 @@
+"""Model directories from other forms of weights."""

@@ -1,0 +1,19 @@
+"""A GGUF file as an ordinary model directory."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from data_prep.storage import written_aside
+
+
+def convert_gguf(file: Path, output: Path) -> None:
+    """Write the weights of `file`, dequantised to bfloat16, and its tokenizer to the model directory `output`."""
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with written_aside(output) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)

@@ -1,0 +1,51 @@
+"""The composition root, without a cluster."""
+
+import inspect
+
+import pytest
+from ray.serve.exceptions import RayServeException
+
+from data_prep.errors import ConfigError
+from ray_apps.serve.app import build_app, choose_device, ingress_options, replica_options
+from ray_apps.serve.config import Autoscaling, ServeArgs
+
+
+def test_serve_can_read_the_type_of_the_arguments() -> None:
+    assert inspect.signature(build_app).parameters["args"].annotation is ServeArgs
+
+
+def test_an_absent_model_reaches_serve_as_one_line() -> None:
+    with pytest.raises(
+        RayServeException, match=r"^model directory no/such/place does not exist; run `make demo`[^\n]*$"
+    ):
+        build_app(ServeArgs(model="no/such/place"))
+
+
+def test_a_gpu_is_reserved_only_where_one_is_used() -> None:
+    on_cpu = choose_device(ServeArgs(engine="fake"))
+    assert on_cpu.device == "cpu"
+    assert replica_options(on_cpu)["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
+    assert replica_options(ServeArgs(device="cuda"))["ray_actor_options"]["num_gpus"] == 1
+    with pytest.raises(ConfigError, match=r"args\.device: 'cuda' is not valid"):
+        choose_device(ServeArgs(device="cuda"))
+
+
+def test_cores_are_shared_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert choose_device(ServeArgs(device="cpu")).num_threads == 8
+    assert choose_device(ServeArgs(device="cpu", num_replicas=3)).num_threads == 2
+    assert choose_device(ServeArgs(device="cpu", autoscaling=Autoscaling(max_replicas=20))).num_threads == 1
+    assert choose_device(ServeArgs(device="cpu", num_threads=5)).num_threads == 5
+
+
+def test_replicas_are_counted_or_scaled() -> None:
+    assert replica_options(ServeArgs())["num_replicas"] == 1
+    assert replica_options(ServeArgs(num_replicas=3))["num_replicas"] == 3
+    scaled = replica_options(ServeArgs(autoscaling=Autoscaling(min_replicas=2, max_replicas=5)))
+    assert "num_replicas" not in scaled
+    assert scaled["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 2}
+
+
+def test_the_ingress_lets_more_in_than_the_replicas_take_so_that_it_can_refuse() -> None:
+    args = ServeArgs(num_replicas=2, max_ongoing_requests=3, max_queued_requests=4)
+    assert ingress_options(args)["max_ongoing_requests"] > 2 * 3 + 4

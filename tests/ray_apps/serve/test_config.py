@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import ConfigError, ModelError
+from ray_apps.serve.config import DEMO_MODEL, ServeArgs, resolve_model
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modell": "x"}, r"args\.modell: unknown field; did you mean 'model'\?"),
+        ({"engine": "vllm"}, r"args\.engine: 'vllm' is not valid; expected 'auto', 'native' or 'fake'"),
+        ({"device": "tpu"}, r"args\.device: 'tpu' is not valid"),
+        ({"dtype": "int8"}, r"args\.dtype: 'int8' is not valid"),
+        ({"tensor_parallel_size": 2}, r"args\.tensor_parallel_size: 2 is not valid; .* 'auto' or 1"),
+        ({"num_replicas": "2"}, r"args\.num_replicas: '2' is not valid"),
+        ({"num_replicas": 0}, r"args\.num_replicas: 0 is not valid"),
+        ({"num_replicas": 1, "autoscaling": {}}, r"args\.autoscaling: cannot be set together with num_replicas"),
+        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, r"args\.autoscaling\.max_replicas: 2 is not valid"),
+        ({"autoscaling": {"max": 2}}, r"args\.autoscaling\.max: unknown field"),
+        ({"max_queued_requests": -1}, r"args\.max_queued_requests: -1 is not valid"),
+        ({"model": ""}, r"args\.model: '' is not valid"),
+    ],
+)
+def test_a_wrong_field_is_one_line_that_names_it(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ServeArgs.parse(fields, "args")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "served"),
+    [
+        ("artifacts/demo/model", None, "model"),
+        ("s3://bucket/vicuna-7b/", None, "vicuna-7b"),
+        ("org/vicuna", None, "vicuna"),
+        ("org/vicuna", "mine", "mine"),
+    ],
+)
+def test_the_served_name_is_the_last_part_unless_it_is_given(model: str, name: str | None, served: str) -> None:
+    assert ServeArgs(model=model, model_name=name).served_name == served
+
+
+def test_a_model_directory_is_made_absolute_and_keeps_its_name(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model_dir.parent)
+    resolved = resolve_model(ServeArgs(model=tiny_model_dir.name))
+    assert (resolved.model, resolved.served_name) == (str(tiny_model_dir), tiny_model_dir.name)
+
+
+@pytest.mark.parametrize("model", [DEMO_MODEL, "/nowhere/at/all", "nowhere"])
+def test_an_absent_directory_is_one_line_that_says_what_to_do(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelError, match=rf"^model directory {model} does not exist; run `make demo` or set args.model$"
+    ):
+        resolve_model(ServeArgs(model=model))
+
+
+def test_the_fake_engine_needs_no_model() -> None:
+    args = ServeArgs(model="nowhere", engine="fake")
+    assert resolve_model(args) == args

@@ -1,0 +1,107 @@
+"""The whole endpoint: Serve on a loopback port, asked with the real OpenAI client."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from data_prep.errors import ServeError
+from ray_apps.local_ray import local_cluster
+from ray_apps.serve.config_file import load_serve_file
+from ray_apps.serve.run import serving
+
+pytestmark = pytest.mark.ray
+CONFIG = Path(__file__).parents[3] / "serve_config.yaml"
+USER = {"role": "user", "content": "Who are you? 🙂"}
+
+
+def serve(**args: Any) -> Any:
+    return serving(load_serve_file(CONFIG, ["http_options.port=0", *(f"args.{key}={args[key]}" for key in args)]))
+
+
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with local_cluster(num_cpus=4):
+        yield
+
+
+@pytest.fixture(scope="class")
+def tiny(cluster: None, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
+    with serve(model=tiny_model_dir, model_name="tiny") as url:
+        yield client_of(url)
+
+
+@pytest.fixture(scope="class")
+def fake(cluster: None) -> Iterator[openai.OpenAI]:
+    limits = {"max_ongoing_requests": 1, "max_queued_requests": 1, "max_model_len": 4_000_000}
+    with serve(engine="fake", model_name="fake", **limits) as url:
+        yield client_of(url)
+
+
+class TestOnATinyModel:
+    def test_it_is_ready_when_serving_begins(self, tiny: openai.OpenAI) -> None:
+        assert [model.id for model in tiny.models.list()] == ["tiny"]
+
+    @pytest.mark.parametrize("fields", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9, "stop": ["a"]}])
+    def test_a_stream_adds_up_to_the_answer_in_one_piece(self, tiny: openai.OpenAI, fields: dict[str, Any]) -> None:
+        asked = {"model": "tiny", "messages": [USER], "max_tokens": 40, **fields}
+        whole = tiny.chat.completions.create(**asked)
+        chunks = list(tiny.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+        assert chunks[-1].usage == whole.usage
+
+    def test_errors_are_those_that_the_client_knows(self, tiny: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError) as missing:
+            tiny.chat.completions.create(model="gpt-4o", messages=[USER])
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as wrong:
+            tiny.chat.completions.create(model="tiny", messages=[USER], n=2)
+        assert wrong.value.param == "n"
+        with pytest.raises(openai.BadRequestError) as long:
+            tiny.chat.completions.create(model="tiny", messages=[USER], max_tokens=512, stream=True)
+        assert long.value.code == "context_length_exceeded"
+
+
+class TestUnderPressure:
+    """The fake engine sends one character at a time, so a long message takes as long as a test needs."""
+
+    def ask(self, client: openai.OpenAI, text: str, **fields: Any) -> Any:
+        return client.chat.completions.create(model="fake", messages=[{"role": "user", "content": text}], **fields)
+
+    def test_a_client_that_leaves_makes_room_for_the_next(self, fake: openai.OpenAI) -> None:
+        endless = "x" * 1_000_000
+        with self.ask(fake, endless, stream=True) as stream:
+            assert next(iter(stream)).choices
+        assert self.ask(fake, "after a stream").choices[0].message.content == "after a stream"
+        with pytest.raises(openai.APITimeoutError):
+            self.ask(fake, endless, timeout=1)
+        assert self.ask(fake, "after a wait").choices[0].message.content == "after a wait"
+
+    def test_a_full_queue_is_a_429_and_the_endpoint_stays_healthy(self, fake: openai.OpenAI) -> None:
+        def outcome(_: int) -> tuple[int, str | None, str | None]:
+            try:
+                self.ask(fake, "x" * 2000)
+            except openai.APIStatusError as error:
+                return error.status_code, error.code, error.response.headers.get("retry-after")
+            return 200, None, None
+
+        with ThreadPoolExecutor(6) as pool:
+            outcomes = pool.map(outcome, range(6))
+            assert httpx.get(str(fake.base_url).replace("/v1/", "/health")).status_code == 200
+        assert set(outcomes) == {(200, None, None), (429, "rate_limit_exceeded", "1")}
+
+
+def test_a_model_that_does_not_load_is_one_clear_line(tiny_model_dir: Path) -> None:
+    endpoint = serve(model=tiny_model_dir, max_model_len=100_000)
+    with pytest.raises(ServeError, match=r"^args.max_model_len: 100000 is not valid; .* at most 512 tokens$"), endpoint:
+        pass

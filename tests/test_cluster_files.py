@@ -1,0 +1,83 @@
+"""The files a cluster is started from, checked offline by Ray's own code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_prep.chat_template import TEMPLATES
+from ray_apps.recipe import RECIPES, load_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster))
+
+
+def test_the_head_takes_no_work_and_workers_are_capped_spot_machines(cluster: dict[str, Any]) -> None:
+    head, worker = cluster["available_node_types"]["head"], cluster["available_node_types"]["gpu"]
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert "InstanceMarketOptions" not in head["node_config"]
+    market = worker["node_config"]["InstanceMarketOptions"]
+    assert market["MarketType"] == "spot"
+    assert float(market["SpotOptions"]["MaxPrice"]) > 0
+    assert len(cluster["provider"]["availability_zone"].split(",")) >= 2
+
+
+def test_every_node_gets_this_project_and_the_pinned_ray(cluster: dict[str, Any]) -> None:
+    commands = "\n".join(cluster["setup_commands"])
+    assert cluster["file_mounts"]["~/vicuna-ray"] == "."
+    assert "ray[data,serve,train]==2.60.0" in commands
+    assert "pip install -q --no-deps -e ~/vicuna-ray" in commands
+    assert "ray==2.60.0" in (ROOT / "requirements.lock").read_text()
+
+
+def test_the_bashrc_line_is_added_once(cluster: dict[str, Any], tmp_path: Path) -> None:
+    import subprocess
+
+    command = next(command for command in cluster["setup_commands"] if ".bashrc" in command)
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
+    assert (tmp_path / ".bashrc").read_text().count("export PATH=~/venv/bin:$PATH") == 1
+
+
+def test_serve_accepts_its_config() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from ray_apps.serve.config_file import load_serve_file
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve_config.yaml").read_text()))
+    assert config.http_options.host == "127.0.0.1"
+    assert load_serve_file(ROOT / "serve_config.yaml").application.args.model == "artifacts/demo/model"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.data is not None
+    assert recipe.train is not None
+    assert recipe.data.template in TEMPLATES
+    assert recipe.data.output == recipe.train.dataset
+
+
+@pytest.mark.parametrize("name", ["vicuna_7b", "vicuna_13b"])
+def test_published_hyperparameters(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.data is not None
+    assert recipe.train is not None
+    train = recipe.train
+    assert (train.epochs, train.learning_rate, train.schedule, train.warmup_ratio) == (3, 2e-5, "cosine", 0.03)
+    assert (train.weight_decay, train.global_batch_size, train.precision, train.tf32) == (0.0, 128, "bf16", True)
+    assert train.fsdp.reshard_after_forward
+    assert train.activation_checkpointing
+    assert recipe.data.context_length == 2048
+    assert recipe.data.template == "vicuna_v1.1"
