@@ -237,7 +237,7 @@ TEMPLATES = {
     template.name: template
     for template in (
         ChatTemplate("vicuna_v1.1", _V1_1_SYSTEM, _v1_1, _V1_1_BODY),
-        ChatTemplate("vicuna_v0", _V0_SYSTEM, _v0, _V0_BODY, stop_strings=("###",)),
+        ChatTemplate("vicuna_v0", _V0_SYSTEM, _v0, _V0_BODY, stop_strings=("\n###", "###")),
         ChatTemplate("llama-2", None, _llama_2, _LLAMA_2_BODY),
         ChatTemplate("chatml", None, _chatml, _CHATML_BODY, required_tokens=("<|im_start|>", "<|im_end|>")),
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -106,8 +107,8 @@ def _run(
     inputs: list[dict[str, Any]] = [{"path": str(path), "number": number} for number, path in enumerate(files, start=1)]
     if config.identity is not None:
         inputs.append({"path": "", "number": 0})
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # on_progress tells how far the job is
     groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(partial(_groups, config=config))
     written = groups.map(partial(_write, config=config, directory=directory.absolute()))
     totals: dict[str, Counter[str]] = {name: Counter() for name in ("input", "dropped", *SPLITS)}

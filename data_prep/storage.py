@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -57,13 +58,14 @@ def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
         if not (path / "config.json").is_file():
             raise ModelError(f"model {model!r}: the directory has no config.json")
         return path
-    if _looks_like_a_path(model):
+    if not is_hub_id(model):
         raise ModelError(f"model {model!r}: no such directory")
     return _from_hub(model, patterns)
 
 
-def _looks_like_a_path(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or model.count("/") != 1
+def is_hub_id(model: str) -> bool:
+    """Whether `model` has the form of a hub id, `org/name`."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None
 
 
 def _from_hub(model: str, patterns: tuple[str, ...]) -> Path:

@@ -1,11 +1,23 @@
 """The command line. Every subcommand imports what it needs when it runs, so that help is instant."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 
 import click
 
 from data_prep.errors import VicunaError
+
+# Libraries must not print over the stages, here and in the processes started from here.
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
 FRESH = click.option("--fresh", is_flag=True, help="Start over: replace what an earlier run has written.")
@@ -19,6 +31,9 @@ def vicuna() -> None:
     RECIPE is a YAML file, or the name of one that comes along: vicuna_7b, vicuna_13b, lora_7b, offload_single_gpu,
     smollm2_cpu. Every field can be set as section.key=value.
     """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
 
 
 @vicuna.command()

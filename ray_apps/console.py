@@ -1,32 +1,14 @@
 """What a person sees: stages with a progress bar and their time, and errors of one line."""
 
-import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
-
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONWARNINGS": "ignore",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-
-
-def quieten() -> None:
-    """Keep libraries from printing over the stages, here and in the processes started from here."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore")
 
 
 class Stage:
@@ -64,4 +46,4 @@ def stage(name: str) -> Iterator[Stage]:
     with shown._progress:
         yield shown
     seconds = time.monotonic() - started
-    console.print(f"[green]✓[/green] [bold]{name:<7}[/bold] {seconds:6.1f} s  {shown.note}")
+    console.print(f"[green]✓[/green] [bold]{name:<7}[/bold] {seconds:6.1f} s  {escape(shown.note)}", soft_wrap=True)

@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.table import Table
 
@@ -73,13 +75,16 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
     with local_cluster():
         prep_stage(data)
         saboteur = Saboteur(RunDir(config.run_dir))
-        train_stage(config, on_records=saboteur.watch)
-        console.print(f"          {saboteur.report()}")
+        with redirect_stdout(cast(TextIO, _WithoutObituaries(sys.stdout))):
+            train_stage(config, on_records=saboteur.watch)
+        console.print(f"          {saboteur.report()}", soft_wrap=True)
         directory = export_stage(config)
         answers = _serve_stage(directory)
     _show(base_answers, answers)
     check_answers(answers, data.identity)
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. {_NEXT.format(model=directory)}", soft_wrap=True)
+    console.print(
+        f"\nDone in {time.monotonic() - started:.0f} s. {_NEXT.format(model=directory)}", markup=False, soft_wrap=True
+    )
 
 
 _NEXT = """From here:
@@ -133,6 +138,19 @@ async def _ask_engine(directory: Path, questions: Sequence[str]) -> dict[str, st
     return answers
 
 
+class _WithoutObituaries:
+    """A text stream that leaves out what Ray prints about the worker that was killed on purpose."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if "(raylet)" in text else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Saboteur:
     """Kills one worker process in the middle of the run, and measures what that cost."""
 
@@ -142,11 +160,11 @@ class Saboteur:
         self.num_steps = 0
 
     def watch(self, records: Records) -> None:
-        """Look at new lines of the run's record; kill when half of the steps are done, a little after a save."""
+        """Look at new lines of the run's record; kill the last rank once, two steps after half of the steps."""
         for record in records:
             if record.get("event") == "start":
                 self.pids, self.num_steps = record["pids"], record["num_steps"]
-            elif "loss" in record and record["step"] == self.num_steps // 2 + 1 and not self._kills():
+            elif "loss" in record and record["step"] >= self.num_steps // 2 + 2 and not self._kills():
                 self.run.append_metrics({"event": "killed", "time": time.time(), "rank": len(self.pids) - 1})
                 os.kill(self.pids[-1], signal.SIGKILL)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.errors import ModelError
@@ -27,14 +28,20 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
         ModelError: the files are not those of a causal language model.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             directory,
+            output_loading_info=True,
             dtype=DTYPES.get(dtype, "auto"),
             use_safetensors=True,
             trust_remote_code=False,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {str(directory)!r}: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model {str(directory)!r}: {str(error).strip().splitlines()[0]}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"model {str(directory)!r}: config.json is not of these weights: {len(missing)} tensors are missing, "
+            f"{missing[0]} for one"
+        )
     moved: PreTrainedModel = model.to(choose_device(device))  # type: ignore[arg-type]
     return moved

@@ -29,15 +29,15 @@ def build_app(args: ServeArgs) -> Application:
         RayServeException: it cannot be served; the message is one clear line, and Serve shows it as it is.
     """
     try:
-        resolved = choose_device(resolve_model(args))
+        resolved = choose_resources(resolve_model(args))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
     replicas = serve.deployment(**replica_options(resolved))(Replica).bind(resolved)
     return serve.deployment(**ingress_options(resolved))(Ingress).bind(replicas, resolved.served_name)
 
 
-def choose_device(args: ServeArgs) -> ServeArgs:
-    """`args` with a device instead of `auto`: CUDA where the cluster has a GPU or can get one; and with its threads.
+def choose_resources(args: ServeArgs) -> ServeArgs:
+    """`args` with a device instead of `auto`, CUDA where the cluster has a GPU or can get one, and a number of threads.
 
     Raises:
         ConfigError: CUDA is asked for where there is none.

@@ -1,6 +1,5 @@
 """The settings of one served model: the `args` of an application in a Serve config file."""
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -8,11 +7,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from data_prep.config import Settings
 from data_prep.errors import ModelError
-from data_prep.storage import TOKENIZER_FILES, is_remote, local_model
+from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import Device, Dtype, EngineName
 
 DEMO_MODEL = "artifacts/demo/model"
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 class Autoscaling(Settings):
@@ -92,7 +90,7 @@ def resolve_model(args: ServeArgs) -> ServeArgs:
     if args.engine == "fake":
         return args
     directory = Path(args.model).expanduser()
-    if not directory.is_dir() and not is_remote(args.model) and not _HUB_ID.fullmatch(args.model):
+    if not directory.is_dir() and not is_remote(args.model) and not is_hub_id(args.model):
         raise ModelError(f"model directory {args.model} does not exist; run `make demo` or set args.model")
     local_model(args.model, TOKENIZER_FILES)
     if not directory.is_dir():

@@ -104,12 +104,14 @@ def describe_validation(errors: Sequence[Any]) -> Failure:
     if first["type"] == "json_invalid":
         return bad_request(f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json").failure
     param = _join(first["loc"][1:])
-    if first["type"] == "extra_forbidden":
+    if not param:
+        message = "The body should be a JSON object, sent with 'Content-Type: application/json'."
+    elif first["type"] == "extra_forbidden":
         message = f"Unknown parameter: {param!r}."
     elif first["type"] == "missing":
-        message = f"Missing required parameter: {param!r}." if param else "The body should be a JSON object."
+        message = f"Missing required parameter: {param!r}."
     else:
-        message = f"{param or 'The body'}: {first['msg']}"
+        message = f"{param}: {first['msg']}"
     default = "invalid_type" if first["type"].endswith(("_type", "_parsing")) else "invalid_value"
     return bad_request(message, param=param or None, code=_CODES.get(first["type"], default)).failure
 

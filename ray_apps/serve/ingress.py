@@ -7,13 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import ChatDelta, ChatJob
-from ray_apps.serve.errors import ApiError, Failure, overloaded, unavailable
+from ray_apps.serve.errors import ApiError, Failure, generation_failed, overloaded, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ class ReplicaBackend:
                 yield item
         except BackPressureError:
             raise overloaded() from None
+        except RayTaskError:
+            logger.exception("request %s failed in its replica", job.request_id)
+            raise generation_failed() from None
         except (RayError, RayServeException) as error:
             logger.error("request %s lost its replica: %s", job.request_id, type(error).__name__)
             raise unavailable() from None

@@ -1,12 +1,14 @@
 """The composition root, without a cluster."""
 
 import inspect
+from typing import Any
 
 import pytest
+from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError
-from ray_apps.serve.app import build_app, choose_device, ingress_options, replica_options
+from ray_apps.serve.app import build_app, choose_resources, ingress_options, replica_options
 from ray_apps.serve.config import Autoscaling, ServeArgs
 
 
@@ -22,20 +24,20 @@ def test_an_absent_model_reaches_serve_as_one_line() -> None:
 
 
 def test_a_gpu_is_reserved_only_where_one_is_used() -> None:
-    on_cpu = choose_device(ServeArgs(engine="fake"))
+    on_cpu = choose_resources(ServeArgs(engine="fake"))
     assert on_cpu.device == "cpu"
     assert replica_options(on_cpu)["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
     assert replica_options(ServeArgs(device="cuda"))["ray_actor_options"]["num_gpus"] == 1
     with pytest.raises(ConfigError, match=r"args\.device: 'cuda' is not valid"):
-        choose_device(ServeArgs(device="cuda"))
+        choose_resources(ServeArgs(device="cuda"))
 
 
 def test_cores_are_shared_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert choose_device(ServeArgs(device="cpu")).num_threads == 8
-    assert choose_device(ServeArgs(device="cpu", num_replicas=3)).num_threads == 2
-    assert choose_device(ServeArgs(device="cpu", autoscaling=Autoscaling(max_replicas=20))).num_threads == 1
-    assert choose_device(ServeArgs(device="cpu", num_threads=5)).num_threads == 5
+    assert choose_resources(ServeArgs(device="cpu")).num_threads == 8
+    assert choose_resources(ServeArgs(device="cpu", num_replicas=3)).num_threads == 2
+    assert choose_resources(ServeArgs(device="cpu", autoscaling=Autoscaling(max_replicas=20))).num_threads == 1
+    assert choose_resources(ServeArgs(device="cpu", num_threads=5)).num_threads == 5
 
 
 def test_replicas_are_counted_or_scaled() -> None:
@@ -44,6 +46,11 @@ def test_replicas_are_counted_or_scaled() -> None:
     scaled = replica_options(ServeArgs(autoscaling=Autoscaling(min_replicas=2, max_replicas=5)))
     assert "num_replicas" not in scaled
     assert scaled["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 2}
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_replicas": 2}, {"autoscaling": Autoscaling(max_replicas=3)}])
+def test_serve_takes_the_options(fields: dict[str, Any]) -> None:
+    assert isinstance(build_app(ServeArgs(engine="fake", **fields)), Application)
 
 
 def test_the_ingress_lets_more_in_than_the_replicas_take_so_that_it_can_refuse() -> None:

@@ -107,6 +107,13 @@ async def test_a_body_that_is_no_json_object_is_a_400(api_client: Client, body: 
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+async def test_a_body_of_another_type_is_told_which_one_is_read(api_client: Client, ask: Ask) -> None:
+    async with api_client() as client:
+        response = await client.post(CHAT, content=json.dumps(ask()), headers={"content-type": "text/plain"})
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 async def test_numbers_that_are_none_are_refused(api_client: Client, ask: Ask) -> None:
     async with api_client() as client:
         for number in ("NaN", "Infinity"):

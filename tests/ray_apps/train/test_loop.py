@@ -59,15 +59,15 @@ def test_a_resumed_run_ends_bit_identical(
     whole = make_config(run_dir=str(tmp_path / "whole"), output=str(tmp_path / "whole-model"), max_steps=6)
     run_training(whole, CPU, after_save=lambda measures: None)
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(measures: dict[str, float]) -> None:
         if measures["step"] == 4:
-            raise Stopped
+            raise StoppedError
 
     torn = make_config(run_dir=str(tmp_path / "torn"), output=str(tmp_path / "torn-model"), max_steps=6)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_training(torn, CPU, stop)
     run_training(torn, CPU, after_save=lambda measures: None)
 

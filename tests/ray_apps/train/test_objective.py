@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_packed_equals_unpacked(
     total = torch.zeros(())
     bounds = batch.cu_seq_lens.tolist()
     assert len(bounds) > 4
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         logits = plain(input_ids=batch.input_ids[:, start:end]).logits[0]
         total = total + cross_entropy(logits, batch.targets[0, start:end], ignore_index=IGNORE_INDEX, reduction="sum")
     total.backward()
