@@ -1,6 +1,7 @@
 """Strict settings: the base of every settings class, one-line errors, and the `data` section of a recipe."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Self, get_args
 
@@ -33,7 +34,15 @@ class Settings(BaseModel):
 
 def describe_errors(settings: type[BaseModel], error: ValidationError, section: str = "") -> str:
     """Render a validation error as one line per field: name, value, what would be valid."""
-    return "\n".join(_describe(settings, detail, section) for detail in error.errors())
+    details: dict[tuple[str | int, ...], Any] = {}
+    for detail in error.errors():
+        location = detail["loc"] if detail["type"] == "extra_forbidden" else _field_location(settings, detail["loc"])
+        message = re.sub(r"^(Value error, |\w+ should (be|have) )", "", detail["msg"])
+        if location in details:
+            details[location]["msg"] += f" or {message}"
+        else:
+            details[location] = {**detail, "loc": location, "msg": message}
+    return "\n".join(_describe(settings, detail, section) for detail in details.values())
 
 
 def _describe(settings: type[BaseModel], detail: Any, section: str) -> str:
@@ -42,15 +51,23 @@ def _describe(settings: type[BaseModel], detail: Any, section: str) -> str:
     if detail["type"] == "extra_forbidden":
         valid = _field_names(settings, location[:-1])
         close = difflib.get_close_matches(location[-1], valid, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         return f"{name}: unknown field{hint} Valid fields: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{name}: is required"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = detail["msg"]
     if detail["type"] == "value_error":
         of_a_field = message.partition(":")[0] in _field_names(settings, location)
         return ".".join([*filter(None, [section]), *location, message]) if of_a_field else f"{name}: {message}"
     return f"{name}: {detail['input']!r} is not valid; expected {message}"
+
+
+def _field_location(settings: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """`location` without the names of a union's alternatives, each of which pydantic reports by itself."""
+    for depth, part in enumerate(location):
+        if isinstance(part, str) and part not in _field_names(settings, list(map(str, location[:depth]))):
+            return location[:depth]
+    return location
 
 
 def _field_names(settings: type[BaseModel], path: list[str]) -> list[str]:

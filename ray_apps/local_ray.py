@@ -39,8 +39,8 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=num_cpus or os.cpu_count(),
-            # Ray Train asks the dashboard's state API whether a run is alive. Without one of its own, it would ask that of
-            # any other cluster on this machine, be told no, and end the run.
+            # Ray Train asks the state API of the dashboard whether a run is alive. Without its own dashboard it would ask
+            # that of any other cluster on this machine, be told no, and end the run.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             log_to_driver=False,

@@ -28,7 +28,7 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
         ModelError: the files are not those of a causal language model.
     """
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             output_loading_info=True,
             dtype=DTYPES.get(dtype, "auto"),
@@ -38,10 +38,11 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {str(directory)!r}: {str(error).strip().splitlines()[0]}") from None
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"model {str(directory)!r}: config.json is not of these weights: {len(missing)} tensors are missing, "
             f"{missing[0]} for one"
         )
-    moved: PreTrainedModel = model.to(choose_device(device))  # type: ignore[arg-type]
+    moved: PreTrainedModel = model.to(choose_device(device))
     return moved

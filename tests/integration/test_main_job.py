@@ -1,0 +1,196 @@
+"""Chats to a served model through every stage, on a real local cluster with a tiny model and a killed worker."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from openai import OpenAI
+from safetensors.torch import load_file
+
+from data_prep.config import DataConfig
+from data_prep.errors import DataError
+from data_prep.pack import table_to_rows
+from data_prep.pipeline import prepare_dataset
+from ray_apps.demo import Saboteur
+from ray_apps.goodput import find_recoveries
+from ray_apps.local_ray import local_cluster
+from ray_apps.run_dir import RunDir
+from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
+from ray_apps.serve.run import serving
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.export import export, is_exported
+from ray_apps.train.launch import train
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster(num_cpus=4):
+        yield
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    records = tiny.chats(40)
+    records[3] = {"id": "bad", "conversations": [{"from": "martian", "value": "x"}]}
+    (folder / "a.json").write_text(json.dumps(records)[:-200])  # torn
+    (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in tiny.chats(10)))
+    return folder
+
+
+def data_config(chats: Path, tiny_model_dir: Path, output: Path, **fields: object) -> DataConfig:
+    return DataConfig.parse(
+        {
+            "output": str(output),
+            "tokenizer": str(tiny_model_dir),
+            "sources": [str(chats)],
+            "identity": {"name": "Ada", "maker": "ACME", "count": 20},
+            "template": "chatml",
+            "context_length": 384,
+            "group_size": 16,
+            **fields,
+        }
+    )
+
+
+def test_every_record_is_a_row_or_a_counted_drop(
+    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    config = data_config(chats, tiny_model_dir, tmp_path / "dataset", eval_fraction=0.2)
+    manifest = prepare_dataset(config, on_progress=seen.append)
+    counts = manifest.counts
+    assert counts.dropped["unknown_role"] == 1
+    assert counts.dropped["unreadable"] == 1
+    assert counts.identity == 20
+    kept = manifest.train.conversations + manifest.eval.conversations
+    assert counts.records + counts.identity + counts.split_parts == kept + sum(counts.dropped.values())
+    assert manifest.eval.conversations > 0
+    assert seen[-1] == counts.records + counts.identity
+    rows = [
+        row for file in sorted((tmp_path / "dataset" / "train").iterdir()) for row in table_to_rows(pq.read_table(file))
+    ]
+    assert len(rows) == manifest.train.rows
+    assert all(len(row.input_ids) <= 384 for row in rows)
+    assert sum(len(row.document_ids) for row in rows) == manifest.train.conversations
+
+
+def test_the_same_chats_give_the_same_bytes_and_are_not_prepared_twice(
+    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    contents = []
+    for name in ("one", "two"):
+        config = data_config(chats, tiny_model_dir, tmp_path / name)
+        prepare_dataset(config)
+        files = sorted(path for path in (tmp_path / name).rglob("*.parquet"))
+        contents.append([(file.name, file.read_bytes()) for file in files])
+    assert contents[0] == contents[1]
+    before = (tmp_path / "one" / "manifest.json").stat().st_mtime_ns
+    prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one"))
+    assert (tmp_path / "one" / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="made from other chats or settings"):
+        prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one", context_length=256))
+
+
+def test_nothing_half_written_is_left_after_an_error(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
+    config = data_config(tmp_path / "bad.jsonl", tiny_model_dir, tmp_path / "dataset", identity=None)
+    with pytest.raises(DataError, match=r"nothing is left to train on \(1 no_messages\)"):
+        prepare_dataset(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def train_config(tiny_model_dir: Path, dataset: Path, run_dir: Path, output: Path) -> TrainConfig:
+    return TrainConfig.parse(
+        {
+            "model": str(tiny_model_dir),
+            "dataset": str(dataset),
+            "run_dir": str(run_dir),
+            "output": str(output),
+            "global_batch_size": 4,
+            "max_steps": 8,
+            "epochs": 8,
+            "learning_rate": 1e-3,
+            "num_workers": 2,
+            "checkpoint": {"every_steps": 2, "keep_last": 2},
+        }
+    )
+
+
+def test_a_killed_worker_changes_nothing_but_the_time(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
+    whole = train_config(tiny_model_dir, dataset, tmp_path / "whole", tmp_path / "whole-model")
+    train(whole)
+    assert find_recoveries(RunDir(whole.run_dir).read_metrics()) == []
+
+    torn = train_config(tiny_model_dir, dataset, tmp_path / "torn", tmp_path / "model")
+    run = RunDir(torn.run_dir)
+    saboteur = Saboteur(run)
+    train(torn, on_progress=saboteur.watch)
+    recoveries = find_recoveries(run.read_metrics())
+    assert len(recoveries) == 1
+    assert recoveries[0].steps_redone <= 2
+    assert "was killed (SIGKILL) after step" in saboteur.report()
+
+    expected, found = load_file(export(whole) / "model.safetensors"), load_file(export(torn) / "model.safetensors")
+    assert all((expected[name] == found[name]).all() for name in expected)
+    assert is_exported(torn)
+
+    train(torn)  # complete: starts nothing
+    assert len(find_recoveries(run.read_metrics())) == 1
+
+    application = ServeApplication.parse(
+        {"import_path": "ray_apps.serve.app:build_app", "args": {"model": torn.output, "model_name": "tiny"}}
+    )
+    with serving(ServeFile(http_options=HttpOptions(port=0), applications=[application])) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        question = {"model": "tiny", "messages": [{"role": "user", "content": "What is 1 plus 1?"}], "temperature": 0}
+        answer = client.chat.completions.create(**question, max_tokens=8)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens > 0
+        client.close()
+
+
+def test_a_worker_error_is_one_clear_line(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
+    from data_prep.errors import RunError
+
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
+    config = train_config(tiny_model_dir, dataset, tmp_path / "run", tmp_path / "model")
+    broken = config.model_copy(update={"learning_rate": 1e30, "schedule": "constant", "max_failures": 0})
+    with pytest.raises(RunError, match=r"training failed: .*step \d+: loss") as caught:
+        train(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_end_with_the_cluster() -> None:
+    """Own cluster in a process that is interrupted: no descendant outlives it."""
+    import subprocess
+    import sys
+    import time
+
+    import psutil
+
+    code = (
+        "import sys, time\n"
+        "from ray_apps.local_ray import local_cluster\n"
+        "with local_cluster(num_cpus=1):\n"
+        "    print('up', flush=True)\n"
+        "    time.sleep(120)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "up"
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    time.sleep(0.5)
+    assert [other for other in family if other.is_running() and other.status() != psutil.STATUS_ZOMBIE] == []

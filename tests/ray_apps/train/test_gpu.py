@@ -1,0 +1,48 @@
+"""Training on a CUDA device, without Ray: `pytest -m gpu`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.loop import run_training
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def nccl(tmp_path: Path) -> Iterator[None]:
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def losses(config: TrainConfig) -> list[float]:
+    run_training(config, torch.device("cuda"), after_save=lambda measures: None)
+    return [record["loss"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_gpu_learns_and_resumes(
+    make_config: Callable[..., TrainConfig], nccl: None, tmp_path: Path, attention: str
+) -> None:
+    if attention == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    config = make_config(max_steps=6, precision="bf16", attention=attention)
+    first = losses(config)
+    assert first[-1] < first[0]
+    assert losses(config) == first  # complete: nothing is done again
+
+
+def test_offload_gives_the_same_losses(make_config: Callable[..., TrainConfig], nccl: None, tmp_path: Path) -> None:
+    plain = make_config(max_steps=3, run_dir=str(tmp_path / "plain"), tf32=False)
+    offloaded = make_config(max_steps=3, run_dir=str(tmp_path / "offload"), tf32=False, fsdp={"cpu_offload": True})
+    assert losses(offloaded) == pytest.approx(losses(plain), rel=1e-3)
