@@ -29,7 +29,6 @@ class DropReason(StrEnum):
     SYSTEM_NOT_FIRST = "system_not_first"
     ROLES_NOT_ALTERNATING = "roles_not_alternating"
     NO_ANSWER = "no_answer"
-    DUPLICATE_ID = "duplicate_id"
     TOO_LONG = "too_long"
 
 

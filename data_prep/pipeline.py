@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.data
+from transformers import PreTrainedTokenizerBase
 
 from data_prep.chat_template import get_template
 from data_prep.config import DataConfig, IdentityConfig
@@ -41,9 +42,7 @@ def prepare_dataset(
     output = Path(config.output)
     if not fresh and (found := find_dataset(config)):
         return found
-    files = _source_paths(config.sources)
-    tokenizer = load_tokenizer(config.tokenizer)
-    check_template(get_template(config.template), tokenizer)
+    files, tokenizer = check_inputs(config)
     with written_aside(output) as directory:
         for split in SPLITS:
             (directory / split).mkdir()
@@ -63,6 +62,19 @@ def prepare_dataset(
         )
         manifest.write(directory)
     return manifest
+
+
+def check_inputs(config: DataConfig) -> tuple[list[Path], PreTrainedTokenizerBase]:
+    """The files of the sources and the tokenizer; refuses, before anything starts, what could only fail later.
+
+    Raises:
+        DataError: a source is missing or cannot be read.
+        ConfigError, ModelError: the template or the tokenizer cannot be used.
+    """
+    files = _source_paths(config.sources)
+    tokenizer = load_tokenizer(config.tokenizer)
+    check_template(get_template(config.template), tokenizer)
+    return files, tokenizer
 
 
 def _source_paths(sources: Sequence[str]) -> list[Path]:

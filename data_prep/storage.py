@@ -79,11 +79,15 @@ def _from_hub(model: str, patterns: tuple[str, ...]) -> Path:
 
 
 def _fetch(uri: str, patterns: tuple[str, ...]) -> Path:
-    filesystem, root = open_filesystem(uri)
     try:
-        found = filesystem.get_file_info(fs.FileSelector(root))
-    except OSError as error:
+        return _copy_once(uri, patterns)
+    except (OSError, ValueError) as error:
         raise ModelError(f"model {uri!r}: {str(error).splitlines()[0]}") from None
+
+
+def _copy_once(uri: str, patterns: tuple[str, ...]) -> Path:
+    filesystem, root = open_filesystem(uri)
+    found = filesystem.get_file_info(fs.FileSelector(root))
     files = [info for info in found if info.is_file and any(fnmatch(info.base_name, pattern) for pattern in patterns)]
     if not any(info.base_name == "config.json" for info in files):
         raise ModelError(f"model {uri!r}: there is no config.json at that path")
@@ -143,6 +147,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.aside")
-    aside.write_text(text)
-    flush(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text)
+        flush(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

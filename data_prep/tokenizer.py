@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -53,6 +54,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     directory = local_model(model, TOKENIZER_FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
+    except StrictDataclassError as error:
+        raise ModelError(f"model {model!r}: config.json: {error.__cause__ or error}") from None
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model {model!r}: no usable tokenizer: {str(error).splitlines()[0]}") from None
     if not tokenizer.is_fast:

@@ -1,4 +1,7 @@
-"""The command line. Every subcommand imports what it needs when it runs, so that help is instant."""
+"""The command line. Every subcommand imports what it needs when it runs, so that help is instant.
+
+What takes seconds to import comes after the settings are read, so that a mistake in them is told at once.
+"""
 
 import os
 import sys
@@ -14,8 +17,10 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore",
+    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "true",
+    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
@@ -57,9 +62,11 @@ def demo(fresh: bool, overrides: tuple[str, ...]) -> None:
 def prep(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     """Turn the chats that RECIPE names into a training dataset."""
     from ray_apps.recipe import data_section, load_recipe
+
+    config = data_section(load_recipe(recipe, overrides), recipe)
     from ray_apps.stages import prep_stage
 
-    prep_stage(data_section(load_recipe(recipe, overrides), recipe), fresh=fresh)
+    prep_stage(config, fresh=fresh)
 
 
 @vicuna.command()
@@ -69,9 +76,10 @@ def prep(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
 def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     """Fine-tune as RECIPE says, or resume; then export the model."""
     from ray_apps.recipe import load_recipe, train_section
-    from ray_apps.stages import export_stage, train_stage
 
     config = train_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.stages import export_stage, train_stage
+
     train_stage(config, fresh=fresh)
     export_stage(config)
 
@@ -82,9 +90,11 @@ def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
 def export(recipe: str, overrides: tuple[str, ...]) -> None:
     """Write the newest complete checkpoint of RECIPE's run as a model directory."""
     from ray_apps.recipe import load_recipe, train_section
+
+    config = train_section(load_recipe(recipe, overrides), recipe)
     from ray_apps.stages import export_stage
 
-    export_stage(train_section(load_recipe(recipe, overrides), recipe))
+    export_stage(config)
 
 
 @vicuna.command()
@@ -96,9 +106,11 @@ def serve(config: Path, overrides: tuple[str, ...]) -> None:
     Example: vicuna serve serve_config.yaml args.model=artifacts/demo/model http_options.port=0
     """
     from ray_apps.serve.config_file import load_serve_file
+
+    file = load_serve_file(config, overrides)
     from ray_apps.stages import serve_until_interrupted
 
-    serve_until_interrupted(load_serve_file(config, overrides))
+    serve_until_interrupted(file)
 
 
 def main() -> None:

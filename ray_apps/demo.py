@@ -82,18 +82,22 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
         answers = _serve_stage(directory)
     _show(base_answers, answers)
     check_answers(answers, data.identity)
-    console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. {_NEXT.format(model=directory)}", markup=False, soft_wrap=True
-    )
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. ", end="")
+    console.print(_next_commands(directory), markup=False, soft_wrap=True)
 
 
 _NEXT = """From here:
-  vicuna serve serve_config.yaml args.model={model}
+  {vicuna} serve serve_config.yaml args.model={model}
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "model", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
-  vicuna demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity
-  vicuna prep smollm2_cpu data.sources=[chats.json] data.output=mine        your chats (ShareGPT JSON or JSONL)
-  vicuna train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model"""
+    -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
+  {vicuna} demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity
+  {vicuna} prep smollm2_cpu data.sources=[chats.json] data.output=mine        your chats (ShareGPT JSON or JSONL)
+  {vicuna} train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model"""
+
+
+def _next_commands(model: Path) -> str:
+    """The commands that go on from here, as they can be typed in this shell."""
+    return _NEXT.format(vicuna="vicuna" if shutil.which("vicuna") else sys.argv[0], model=model, name=model.name)
 
 
 def _base_stage(directory: Path) -> dict[str, str]:

@@ -33,7 +33,8 @@ def find_recoveries(records: Sequence[dict[str, Any]]) -> list[Recovery]:
     pending: tuple[int, int, float] | None = None
     for record in records:
         if record.get("event") == "start":
-            pending = (last_step, record["step"], last_time) if last_time else None
+            lost, _, since = pending or (last_step, 0, last_time)  # a restart that died at once is the same recovery
+            pending = (lost, record["step"], since) if since else None
         elif "event" not in record and pending is not None:
             lost, resumed, since = pending
             recoveries.append(Recovery(lost, resumed, record["time"] - since))

@@ -31,7 +31,6 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     _adopt_orphans()
     before = signal.signal(signal.SIGTERM, _interrupt)
     known = set(psutil.Process().children(recursive=True))
@@ -39,7 +38,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=num_cpus or os.cpu_count(),
-            # Ray Train asks the state API of the dashboard whether a run is alive. Without its own dashboard it would ask
+            # Ray Train asks the state API of a dashboard whether a run is alive. Without one of its own it would ask
             # that of any other cluster on this machine, be told no, and end the run.
             include_dashboard=True,
             dashboard_host="127.0.0.1",

@@ -48,7 +48,7 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
             sizes.append(_write_shard(directory, len(written), shard))
             written.append(list(shard))
             shard = {}
-        shard[name] = tensor.contiguous()
+        shard[name] = tensor.detach().contiguous()
     sizes.append(_write_shard(directory, len(written), shard))
     written.append(list(shard))
     _name_shards(directory, written, sum(sizes))

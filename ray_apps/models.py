@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -34,8 +35,11 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
             dtype=DTYPES.get(dtype, "auto"),
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
+    except StrictDataclassError as error:
+        raise ModelError(f"model {str(directory)!r}: config.json: {error.__cause__ or error}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {str(directory)!r}: {str(error).strip().splitlines()[0]}") from None
     model, loading = loaded
@@ -43,6 +47,12 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
         raise ModelError(
             f"model {str(directory)!r}: config.json is not of these weights: {len(missing)} tensors are missing, "
             f"{missing[0]} for one"
+        )
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise ModelError(
+            f"model {str(directory)!r}: config.json is not of these weights: {len(mismatched)} tensors have another "
+            f"shape, {name} for one: {list(found)} instead of {list(expected)}"
         )
     moved: PreTrainedModel = model.to(choose_device(device))
     return moved

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.config import DataConfig
 from data_prep.manifest import Manifest
-from data_prep.pipeline import find_dataset, prepare_dataset
+from data_prep.pipeline import check_inputs, find_dataset, prepare_dataset
 from ray_apps.console import Stage, console, stage
 from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
@@ -27,6 +27,7 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
         manifest = None if fresh else find_dataset(config)
         done = manifest is not None
         if manifest is None:
+            check_inputs(config)
             with local_cluster():
                 manifest = prepare_dataset(
                     config, fresh=fresh, on_progress=lambda records: shown.update(records, text=f"{records} records")
@@ -44,14 +45,15 @@ def train_stage(
     config: TrainConfig, *, fresh: bool = False, on_records: Callable[[Records], None] = lambda records: None
 ) -> None:
     """A dataset and a base model to a finished run; resumes where an earlier attempt stopped."""
-    from ray_apps.train.launch import check_run, count_run_steps, train
+    from ray_apps.train.launch import check_run, count_run_steps, run_receipt, train
 
     with stage("train") as shown:
         shown.update(0, text="checking")
-        run = RunDir(config.run_dir)
+        run, manifest = RunDir(config.run_dir), check_run(config)
         if fresh:
             shutil.rmtree(run.path, ignore_errors=True)
-        num_steps = count_run_steps(config, check_run(config))
+        run.check_receipt(run_receipt(config, manifest))
+        num_steps = count_run_steps(config, manifest)
         progress = _TrainProgress(shown, num_steps)
         latest = run.latest_checkpoint()
         done = latest is not None and latest[0] == num_steps

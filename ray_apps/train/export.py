@@ -18,7 +18,7 @@ from data_prep.errors import RunError
 from data_prep.manifest import read_manifest
 from data_prep.storage import written_aside
 from data_prep.tokenizer import load_tokenizer, special_tokens
-from ray_apps.model_dir import local_model_dir, stream_tensors, write_tensors
+from ray_apps.model_dir import SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
 
@@ -77,30 +77,46 @@ def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
 
 
 def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's tensor names with the checkpoint's values."""
+    """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
+    group: dict[str, torch.dtype] = {}
+    size = 0
     for name, tensor in stream_tensors(base):
-        yield name, _read(checkpoint, f"model.{name}").to(tensor.dtype)
+        group[name] = tensor.dtype
+        size += 4 * tensor.numel()
+        if size >= SHARD_BYTES:
+            yield from _read_as(checkpoint, group)
+            group, size = {}, 0
+    yield from _read_as(checkpoint, group)
+
+
+def _read_as(checkpoint: Path, types: dict[str, torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
+    values = _read(checkpoint, [f"model.{name}" for name in types])
+    for name, dtype in types.items():
+        yield name, values.pop(f"model.{name}").to(dtype)
 
 
 def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensors, with adapters added where there are any: W + alpha / r · B A."""
     known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
     for name, tensor in stream_tensors(base):
         adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
-        if adapter.format("A") in known:
-            delta = _read(checkpoint, adapter.format("B")) @ _read(checkpoint, adapter.format("A"))
+        if adapter.format("A") in adapters:
+            delta = adapters[adapter.format("B")] @ adapters[adapter.format("A")]
             tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
         yield name, tensor
 
 
-def _read(checkpoint: Path, key: str) -> torch.Tensor:
-    """One whole tensor of a sharded checkpoint."""
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata.get(key)
-    if not isinstance(known, TensorStorageMetadata):
-        raise RunError(f"checkpoint {checkpoint}: it has no tensor {key!r}")
-    wanted: dict[str, Any] = {key: torch.empty(known.size, dtype=known.properties.dtype)}
+def _read(checkpoint: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+    """Whole tensors of a sharded checkpoint."""
+    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    wanted: dict[str, Any] = {}
+    for key in keys:
+        tensor = known.get(key)
+        if not isinstance(tensor, TensorStorageMetadata):
+            raise RunError(f"checkpoint {checkpoint}: it has no tensor {key!r}")
+        wanted[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
         load(wanted, checkpoint_id=checkpoint, no_dist=True)
-    value: torch.Tensor = wanted[key]
-    return value
+    return wanted

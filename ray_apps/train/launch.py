@@ -11,7 +11,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from data_prep.errors import ConfigError, DataError, RunError
+from data_prep.errors import ConfigError, DataError, ModelError, RunError
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.tokenizer import fingerprint, load_tokenizer
@@ -53,10 +53,8 @@ def check_run(config: TrainConfig) -> Manifest:
         DataError: the dataset is missing, of another version, or made with another tokenizer than the model's.
         ConfigError: its rows are longer than the model's context.
         ModelError: the base model cannot be used.
-        RunError: the batch is larger than the dataset, or the run directory holds another run.
+        RunError: the batch is larger than the dataset.
     """
-    from transformers import AutoConfig
-
     manifest = read_manifest(config.dataset)
     if manifest.row_schema_version != ROW_SCHEMA_VERSION:
         raise DataError(
@@ -69,14 +67,26 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
             f"which is not that of train.model {config.model!r}"
         )
-    context = AutoConfig.from_pretrained(directory).max_position_embeddings
-    if manifest.context_length > context:
+    context = _longest_context(config.model, directory)
+    if context is not None and manifest.context_length > context:
         raise ConfigError(
             f"data.context_length: {manifest.context_length} is more than the {context} tokens that "
             f"train.model {config.model!r} can attend to"
         )
     count_run_steps(config, manifest)
     return manifest
+
+
+def _longest_context(model: str, directory: Path) -> int | None:
+    """Tokens the model in `directory` can attend to; None if it does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {model!r}: config.json: {str(error).strip().splitlines()[0]}") from None
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return longest
 
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
@@ -94,7 +104,8 @@ def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], 
     `on_progress` gets the new lines of `metrics.jsonl` about twice a second, in a thread of its own.
 
     Raises:
-        RunError: the run failed more often than `max_failures`; the message is the last failure's.
+        RunError: the run directory holds another run, or the run failed more often than `max_failures`; then the
+            message is the last failure's.
     """
     manifest = check_run(config)
     run = RunDir(config.run_dir)

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from data_prep.storage import written_aside
+from ray_apps.model_dir import write_tensors
 
 
 def convert_gguf(file: Path, output: Path) -> None:
@@ -15,5 +16,7 @@ def convert_gguf(file: Path, output: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     with written_aside(output) as directory:
-        model.save_pretrained(directory)
+        write_tensors(directory, model.named_parameters())  # of tied weights only one is a parameter
+        model.config.save_pretrained(directory)
+        model.generation_config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

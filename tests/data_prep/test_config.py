@@ -1,6 +1,7 @@
 from typing import Any, Literal
 
 import pytest
+from pydantic import Field
 
 from data_prep.config import DataConfig, IdentityConfig, Settings
 from data_prep.errors import ConfigError
@@ -17,7 +18,7 @@ class Bicycle(Settings):
     folds: bool = False
     front: Wheel = Wheel()
     spare: Wheel | None = None
-    gears: list[int] = []
+    gears: list[int] = Field([])
     brakes: bool | Literal["auto"] = "auto"
 
 

@@ -1,0 +1,72 @@
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_apps.goodput import Recovery, find_recoveries
+
+Records = list[dict[str, Any]]
+
+
+def start(step: int, time: float) -> dict[str, Any]:
+    return {"event": "start", "step": step, "time": time, "num_steps": 99, "pids": [1]}
+
+
+def step(number: int, time: float) -> dict[str, Any]:
+    return {"step": number, "time": time, "loss": 1.0}
+
+
+def saved(number: int, time: float) -> dict[str, Any]:
+    return {"event": "checkpoint", "step": number, "time": time}
+
+
+def test_a_run_that_was_never_interrupted_has_no_recovery() -> None:
+    assert find_recoveries([]) == []
+    finish = {"event": "finish", "step": 2, "time": 5.0}
+    assert find_recoveries([start(0, 1.0), step(1, 2.0), step(2, 3.0), saved(2, 4.0), finish]) == []
+
+
+def test_an_interruption_costs_the_steps_since_the_checkpoint_and_the_time_to_the_next_step() -> None:
+    before = [start(0, 10.0), step(1, 11.0), step(2, 12.0), saved(2, 12.5), step(3, 13.0), step(4, 14.0)]
+    (recovery,) = find_recoveries([*before, start(2, 20.0), step(3, 21.5), step(4, 22.5)])
+    assert recovery == Recovery(lost_step=4, resumed_step=2, seconds=7.5)
+    assert recovery.steps_redone == 2
+
+
+def test_nothing_is_redone_when_the_checkpoint_was_just_saved() -> None:
+    (recovery,) = find_recoveries([start(0, 1.0), step(1, 2.0), saved(1, 3.0), start(1, 9.0), step(2, 10.0)])
+    assert recovery == Recovery(lost_step=1, resumed_step=1, seconds=7.0)
+    assert recovery.steps_redone == 0
+
+
+def test_a_recovery_is_counted_when_work_has_gone_on() -> None:
+    assert find_recoveries([start(0, 1.0), step(1, 2.0), start(0, 9.0)]) == []
+
+
+def test_a_restart_that_dies_before_its_first_step_belongs_to_the_same_recovery() -> None:
+    records = [start(0, 1.0), step(1, 2.0), step(2, 3.0), saved(2, 3.5), step(3, 4.0)]
+    (recovery,) = find_recoveries([*records, start(2, 10.0), start(2, 20.0), step(3, 21.0)])
+    assert recovery == Recovery(lost_step=3, resumed_step=2, seconds=17.0)
+
+
+def test_a_first_start_that_dies_before_its_first_step_is_an_interruption() -> None:
+    assert find_recoveries([start(0, 1.0), start(0, 5.0), step(1, 6.0)]) == [Recovery(0, 0, 5.0)]
+
+
+@given(attempts=st.lists(st.integers(0, 6), min_size=1, max_size=6), every=st.integers(1, 4))
+def test_every_step_that_was_thrown_away_is_counted_once(attempts: list[int], every: int) -> None:
+    """Each attempt does some steps from the last checkpoint on, and is then killed."""
+    records: Records = []
+    checkpoint, clock = 0, 1.0
+    for num_steps in attempts:
+        records.append(start(checkpoint, clock := clock + 10))
+        for number in range(checkpoint + 1, checkpoint + num_steps + 1):
+            records.append(step(number, clock := clock + 1))
+            if number % every == 0:
+                records.append(saved(checkpoint := number, clock := clock + 1))
+    done = [record["step"] for record in records if "loss" in record]
+    recoveries = find_recoveries(records)
+    if attempts[-1] > 0:
+        assert sum(recovery.steps_redone for recovery in recoveries) == len(done) - done[-1]
+    assert all(recovery.seconds > 10 for recovery in recoveries)
+    assert all(recovery.resumed_step % every == 0 for recovery in recoveries)

@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import ConfigError, DataError, ModelError
+from data_prep.manifest import read_manifest
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.launch import check_run, count_run_steps, run_receipt
+from tests import tiny
+
+
+def test_the_dummy_data_of_the_published_run_gives_112_steps(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """910 ShareGPT-form conversations, batch 16, two epochs, no packing."""
+    dataset = tiny.write_dataset(tmp_path / "dummy", tiny_model_dir, count=910, pack=False, template="chatml")
+    config = make_config(
+        dataset=str(dataset), global_batch_size=16, epochs=2, learning_rate=2e-5, warmup_ratio=0.03, weight_decay=0.0
+    )
+    manifest = check_run(config)
+    assert manifest.train.rows == 910
+    assert count_run_steps(config, manifest) == 112
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = tiny.write_model(tmp_path / "other")
+    tokenizer = tiny.sentencepiece_like(legacy=True)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(DataError, match=r"was made with the tokenizer of '.*tiny-model.*', which is not that of"):
+        check_run(make_config(model=str(other)))
+
+
+def test_a_context_longer_than_the_model_s_is_refused(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    dataset = tiny.write_dataset(tmp_path / "long", tiny_model_dir, context_length=1024, template="chatml")
+    with pytest.raises(ConfigError, match="data.context_length: 1024 is more than the 512 tokens"):
+        check_run(make_config(dataset=str(dataset)))
+
+
+def test_missing_inputs_are_refused(make_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(DataError, match=r"dataset 'nowhere': there is no manifest.json"):
+        check_run(make_config(dataset="nowhere"))
+    with pytest.raises(ModelError, match="model './nowhere': no such directory"):
+        check_run(make_config(model="./nowhere"))
+
+
+def test_the_receipt_tells_outcomes_apart_not_machines(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config()
+    manifest = read_manifest(config.dataset)
+    receipt = run_receipt(config, manifest)
+    elsewhere = config.model_copy(update={"num_workers": 4, "run_dir": "elsewhere", "attention": "sdpa"})
+    assert run_receipt(elsewhere, manifest) == receipt
+    assert run_receipt(config.model_copy(update={"seed": 1}), manifest) != receipt
