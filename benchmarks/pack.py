@@ -26,7 +26,9 @@ def sharegpt_like(seed: int) -> list[int]:
 def dataset_lengths(dataset: Path) -> list[int]:
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(file, columns=["document_lengths"]) for file in sorted((dataset / "train").glob("*.parquet"))]
+    tables = [
+        pq.read_table(file, columns=["document_lengths"]) for file in sorted((dataset / "train").glob("*.parquet"))
+    ]
     return [length for table in tables for row in table["document_lengths"].to_pylist() for length in row]
 
 

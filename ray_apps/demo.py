@@ -72,11 +72,10 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
         for path in (data.output, config.run_dir, config.output, config.model):
             shutil.rmtree(path, ignore_errors=True)
     base_answers = _base_stage(Path(config.model))
-    with local_cluster():
+    with redirect_stdout(cast(TextIO, _WithoutObituaries(sys.stdout))), local_cluster():
         prep_stage(data)
         saboteur = Saboteur(RunDir(config.run_dir))
-        with redirect_stdout(cast(TextIO, _WithoutObituaries(sys.stdout))):
-            train_stage(config, on_records=saboteur.watch)
+        train_stage(config, on_records=saboteur.watch)
         console.print(f"          {saboteur.report()}", soft_wrap=True)
         directory = export_stage(config)
         answers = _serve_stage(directory)
@@ -143,7 +142,7 @@ async def _ask_engine(directory: Path, questions: Sequence[str]) -> dict[str, st
 
 
 class _WithoutObituaries:
-    """A text stream that leaves out what Ray prints about the worker that was killed on purpose."""
+    """A text stream that leaves out what Ray prints about processes that end on purpose."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
