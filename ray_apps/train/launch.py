@@ -1,6 +1,7 @@
 """Start or resume a run on Ray Train: everything is checked before a worker starts."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,10 +139,24 @@ def _fit(config: TrainConfig, run: RunDir) -> None:
             failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),  # type: ignore[call-arg]
         ),
     )
+    with _own_interrupt_handler():
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise RunError(f"training failed: {_root_cause(error)}") from error
+
+
+@contextmanager
+def _own_interrupt_handler() -> Iterator[None]:
+    """Keep Ray Train's answer to Ctrl-C, an exit that stays in force after the run, from leaving the block."""
+    before = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit()
-    except Exception as error:
-        raise RunError(f"training failed: {_root_cause(error)}") from error
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _use_gpu(config: TrainConfig) -> bool:
