@@ -37,14 +37,14 @@ def test_a_context_longer_than_the_model_s_is_refused(
     make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     dataset = tiny.write_dataset(tmp_path / "long", tiny_model_dir, context_length=1024, template="chatml")
-    with pytest.raises(ConfigError, match="data.context_length: 1024 is more than the 512 tokens"):
+    with pytest.raises(ConfigError, match=r"data.context_length: 1024 is more than the 512 tokens"):
         check_run(make_config(dataset=str(dataset)))
 
 
 def test_missing_inputs_are_refused(make_config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(DataError, match=r"dataset 'nowhere': there is no manifest.json"):
         check_run(make_config(dataset="nowhere"))
-    with pytest.raises(ModelError, match="model './nowhere': no such directory"):
+    with pytest.raises(ModelError, match=r"model './nowhere': no such directory"):
         check_run(make_config(model="./nowhere"))
 
 
