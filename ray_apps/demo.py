@@ -24,6 +24,7 @@ from data_prep.errors import ConfigError, ModelError, VicunaError
 from data_prep.storage import write_text
 from ray_apps.console import console, stage
 from ray_apps.local_ray import local_cluster
+from ray_apps.machine import usable_cpus
 from ray_apps.recipe import data_section, load_recipe, train_section
 from ray_apps.run_dir import RunDir
 from ray_apps.stages import Records, export_stage, prep_stage, train_stage
@@ -64,7 +65,7 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
         VicunaError: a stage could not do its work.
     """
     started = time.monotonic()
-    recipe = load_recipe(RECIPE, [f"train.num_workers={min(2, os.cpu_count() or 1)}", *overrides])
+    recipe = load_recipe(RECIPE, [f"train.num_workers={min(2, usable_cpus())}", *overrides])
     data, config = data_section(recipe, RECIPE), train_section(recipe, RECIPE)
     if data.identity is None:
         raise ConfigError("data.identity: the demo needs a name and a maker")

@@ -12,6 +12,8 @@ from types import FrameType
 import psutil
 import ray
 
+from ray_apps.machine import usable_cpus
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -37,7 +39,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            num_cpus=num_cpus or os.cpu_count(),
+            num_cpus=num_cpus or usable_cpus(),
             # Ray Train asks the state API of a dashboard whether a run is alive. Without one of its own it would ask
             # that of any other cluster on this machine, be told no, and end the run.
             include_dashboard=True,

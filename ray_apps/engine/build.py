@@ -1,10 +1,10 @@
 """Choosing and building an engine. Nothing heavy is imported before it is chosen."""
 
-import os
 from typing import Literal
 
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import Engine
+from ray_apps.machine import usable_cpus
 
 EngineName = Literal["auto", "native", "fake"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,5 +36,5 @@ def build_engine(
     from ray_apps.engine.native.engine import NativeEngine
     from ray_apps.engine.native.loading import load_model
 
-    torch.set_num_threads(num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(num_threads or usable_cpus())
     return NativeEngine(load_model(model, device=device, dtype=dtype, max_model_len=max_model_len))

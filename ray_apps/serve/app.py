@@ -3,7 +3,6 @@
 Serve reads the type of `args` from the signature, so this module keeps its annotations evaluated.
 """
 
-import os
 from typing import Any
 
 import ray
@@ -12,6 +11,7 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
+from ray_apps.machine import usable_cpus
 from ray_apps.serve.config import ServeArgs, resolve_model
 from ray_apps.serve.ingress import Ingress
 from ray_apps.serve.replica import Replica
@@ -45,7 +45,7 @@ def choose_resources(args: ServeArgs) -> ServeArgs:
     has_gpu = args.engine != "fake" and args.device != "cpu" and _cluster_has_gpu()
     if args.device == "cuda" and not has_gpu:
         raise ConfigError("args.device: 'cuda' is not valid; the cluster has no GPU, so expected 'auto' or 'cpu'")
-    threads = args.num_threads or max(1, (os.cpu_count() or 1) // args.max_replicas)
+    threads = args.num_threads or max(1, usable_cpus() // args.max_replicas)
     return args.model_copy(update={"device": "cuda" if has_gpu else "cpu", "num_threads": threads})
 
 

@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,35 @@ def test_world_size_does_not_change_the_run(make_config: Callable[..., TrainConf
     run_ranks(elastic, tmp_path / "rendezvous-a", 2, stop_after=2)
     run_ranks(elastic.model_copy(update=shapes["one"]), tmp_path / "rendezvous-b", 1)
     assert losses(elastic) == pytest.approx(curves["one"], rel=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_killed_anywhere_ends_bit_identical(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, seed: int
+) -> None:
+    """SIGKILL of every rank at a random moment, in the middle of a save too; then the same command again."""
+    rng = random.Random(seed)
+    whole = make_config(run_dir=str(tmp_path / "whole"), output=str(tmp_path / "whole-model"), max_steps=8)
+    run_ranks(whole, tmp_path / "rendezvous-whole", 1)
+    torn = make_config(
+        run_dir=str(tmp_path / "torn"),
+        output=str(tmp_path / "torn-model"),
+        max_steps=8,
+        checkpoint={"every_steps": 1, "keep_last": 2},
+    )
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_rank, args=(0, 1, str(tmp_path / "rendezvous-torn"), torn, None)
+    )
+    process.start()
+    while process.is_alive() and not losses(torn):
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 1))
+    process.kill()
+    process.join()
+    run_ranks(torn, tmp_path / "rendezvous-again", 1)
+    ours, theirs = exported(torn), exported(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_lora_trains_adapters_only_and_exports_merged(
