@@ -22,7 +22,7 @@ from data_prep.manifest import MANIFEST_NAME, Counts, Manifest, SourceFile, Spli
 from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.prepare import SPLITS, write_group
 from data_prep.sources import expand_sources, read_records
-from data_prep.storage import written_aside
+from data_prep.storage import check_replaceable, written_aside
 from data_prep.tokenizer import check_template, fingerprint, load_tokenizer
 
 DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
@@ -71,6 +71,7 @@ def check_inputs(config: DataConfig) -> tuple[list[Path], PreTrainedTokenizerBas
         DataError: a source is missing or cannot be read.
         ConfigError, ModelError: the template or the tokenizer cannot be used.
     """
+    check_replaceable(Path(config.output), MANIFEST_NAME, "data.output")
     files = _source_paths(config.sources)
     tokenizer = load_tokenizer(config.tokenizer)
     check_template(get_template(config.template), tokenizer)

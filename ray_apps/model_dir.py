@@ -16,6 +16,7 @@ from data_prep.errors import ModelError
 from data_prep.storage import local_model
 
 SHARD_BYTES = 2 * 2**30
+ORIGIN = "origin.json"  # what a model directory written here was made of
 
 
 def local_model_dir(model: str) -> Path:

@@ -24,6 +24,7 @@ from data_prep.storage import commit_directory, write_text
 logger = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
+RECEIPT_NAME = "receipt.json"
 
 
 class RunDir:
@@ -33,7 +34,7 @@ class RunDir:
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
-        self.receipt = self.path / "receipt.json"
+        self.receipt = self.path / RECEIPT_NAME
         self.tensorboard = self.path / "tensorboard"
 
     def aside(self, step: int) -> Path:

@@ -84,7 +84,7 @@ class TrainConfig(Settings):
     """`auto`: one GPU a worker if the cluster has any GPU."""
     cpus_per_worker: int = Field(1, ge=1)
     max_failures: int = Field(10, ge=0)
-    """Restarts after a worker or node died before the run gives up. Preemptions do not count."""
+    """Restarts after a worker failed, or it or its node died, before the run gives up. Preemptions do not count."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: int = Field(42, ge=0)

@@ -14,15 +14,25 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import GenerationConfig
 
 from data_prep.chat_template import get_template
-from data_prep.errors import RunError
+from data_prep.errors import ConfigError, RunError
 from data_prep.manifest import read_manifest
-from data_prep.storage import written_aside
+from data_prep.storage import check_replaceable, written_aside
 from data_prep.tokenizer import load_tokenizer, special_tokens
-from ray_apps.model_dir import SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
+from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
 
-ORIGIN = "origin.json"
+
+def check_output(config: TrainConfig) -> None:
+    """Refuse an output that would replace something else than an earlier export.
+
+    Raises:
+        ConfigError: naming the path.
+    """
+    output = Path(config.output)
+    if output.resolve() == Path(config.model).resolve():
+        raise ConfigError(f"train.output: {config.output!r} is train.model itself; choose another directory")
+    check_replaceable(output, ORIGIN, "train.output")
 
 
 def is_exported(config: TrainConfig) -> bool:
@@ -50,6 +60,7 @@ def export(config: TrainConfig) -> Path:
     latest = run.latest_checkpoint()
     if latest is None:
         raise RunError(f"train.run_dir: {config.run_dir!r} has no complete checkpoint; run `vicuna train` first")
+    check_output(config)
     base = local_model_dir(config.model)
     with written_aside(Path(config.output)) as directory:
         tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])

@@ -15,10 +15,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from data_prep.errors import ConfigError, DataError, ModelError, RunError
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
+from data_prep.storage import check_replaceable
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.model_dir import local_model_dir
-from ray_apps.run_dir import RunDir
+from ray_apps.run_dir import RECEIPT_NAME, RunDir
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.export import check_output
 from ray_apps.train.worker import train_loop_per_worker
 
 # Settings that change where and how a run is computed, but not what it computes.
@@ -75,6 +77,8 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.model {config.model!r} can attend to"
         )
     count_run_steps(config, manifest)
+    check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
+    check_output(config)
     return manifest
 
 
@@ -94,6 +98,7 @@ def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What decides a run's outcome: the settings that matter and what the dataset was made of."""
     settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
     dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
+    settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}
     sources = sorted(source.sha256[:16] for source in manifest.sources)
     counts = manifest.train.model_dump()
     return {**settings, **{f"dataset.{key}": value for key, value in {**dataset, "sources": sources, **counts}.items()}}

@@ -1,12 +1,13 @@
 """A GGUF file as an ordinary model directory."""
 
+import json
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from data_prep.storage import written_aside
-from ray_apps.model_dir import write_tensors
+from ray_apps.model_dir import ORIGIN, write_tensors
 
 
 def convert_gguf(file: Path, output: Path) -> None:
@@ -20,3 +21,4 @@ def convert_gguf(file: Path, output: Path) -> None:
         model.config.save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+        (directory / ORIGIN).write_text(json.dumps({"gguf": file.name}) + "\n")

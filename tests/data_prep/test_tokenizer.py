@@ -29,7 +29,7 @@ plain = st.text(
         st.sampled_from("😀👩‍👩‍👧‍👦你好世界"),
     ),
     max_size=20,
-)
+).filter(lambda text: not any(spelling in text for spelling in SPELLINGS))  # hypothesis tries literals it finds in code
 hostile = st.lists(st.one_of(plain, st.sampled_from([*SPELLINGS, "ASSISTANT:", "USER:", "###"])), max_size=4).map(
     "".join
 )

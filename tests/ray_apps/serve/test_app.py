@@ -33,7 +33,7 @@ def test_a_gpu_is_reserved_only_where_one_is_used() -> None:
 
 
 def test_cores_are_shared_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("ray_apps.serve.app.usable_cpus", lambda: 8)
     assert choose_resources(ServeArgs(device="cpu")).num_threads == 8
     assert choose_resources(ServeArgs(device="cpu", num_replicas=3)).num_threads == 2
     assert choose_resources(ServeArgs(device="cpu", autoscaling=Autoscaling(max_replicas=20))).num_threads == 1
