@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.chat_template import TEMPLATES
 from data_prep.errors import ConfigError
@@ -82,6 +82,16 @@ def _field_names(settings: type[BaseModel], path: list[str]) -> list[str]:
     return sorted(settings.model_fields)
 
 
+def _is_on_a_disk(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path!r} must be a path on a disk; only models are read from object storage")
+    return path
+
+
+DiskPath = Annotated[str, Field(min_length=1), AfterValidator(_is_on_a_disk)]
+"""A file or directory on a disk that every node sees."""
+
+
 class IdentityConfig(Settings):
     """Conversations in which the model says who it is."""
 
@@ -96,11 +106,11 @@ class IdentityConfig(Settings):
 class DataConfig(Settings):
     """The `data` section of a recipe: from raw chats to a dataset."""
 
-    output: str
+    output: DiskPath
     """Directory the dataset is written to."""
     tokenizer: str
     """The model whose tokenizer is used: a directory, an `s3://` path or a hub id."""
-    sources: list[str] = []
+    sources: list[DiskPath] = []
     """Files, folders or globs of chats: ShareGPT JSON arrays or JSONL. `demo` names the chats that come along."""
     identity: IdentityConfig | None = None
     """Adds conversations in which the model says who it is."""

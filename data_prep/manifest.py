@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_prep.config import Settings
 from data_prep.errors import DataError
 
@@ -85,6 +88,28 @@ def read_manifest(dataset: str | Path) -> Manifest:
         return Manifest.model_validate(values)
     except ValueError:
         raise DataError(f"{path}: not a dataset manifest of this version; make it again with `vicuna prep`") from None
+
+
+def check_part_files(dataset: str | Path, manifest: Manifest) -> None:
+    """Refuse a dataset whose part-files are damaged or not those that the manifest counts.
+
+    Raises:
+        DataError: naming the file, or the part and both counts.
+    """
+    for split, counts in (("train", manifest.train), ("eval", manifest.eval)):
+        rows = sum(_count_rows(file) for file in sorted((Path(dataset) / split).glob("*.parquet")))
+        if rows != counts.rows:
+            raise DataError(
+                f"dataset {str(dataset)!r}: {split}/ has {rows} rows, its manifest counts {counts.rows}; "
+                "make it again with `vicuna prep --fresh`"
+            )
+
+
+def _count_rows(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: damaged Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def split_counts(counts: Mapping[str, int], context_length: int) -> SplitCounts:

@@ -72,6 +72,9 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
     data, config = data_section(recipe, RECIPE), train_section(recipe, RECIPE)
     if data.identity is None:
         raise ConfigError("data.identity: the demo needs a name and a maker")
+    own = train_section(load_recipe(RECIPE), RECIPE).model
+    if config.model != own:
+        raise ConfigError(f"train.model: {config.model!r} is not valid; the demo unpacks its own base to {own!r}")
     if fresh:
         _remove_artifacts(data.output, config)
     base_answers = _base_stage(Path(config.model))
@@ -107,7 +110,8 @@ _NEXT = """From here:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
   {vicuna} demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity
-  {vicuna} prep smollm2_cpu 'data.sources=[chats.json]' data.output=mine      your chats (ShareGPT JSON or JSONL)
+  {vicuna} prep smollm2_cpu 'data.sources=[chats.json]' data.output=mine      your chats (ShareGPT JSON or JSONL);
+                                                                        data.identity=null leaves ours out
   {vicuna} train smollm2_cpu train.dataset=mine train.run_dir=run train.output=my-model \\
     train.max_steps=null"""
 

@@ -80,11 +80,11 @@ class RunDir:
         if not self.receipt.exists():
             write_text(self.receipt, json.dumps(receipt, indent=2, sort_keys=True) + "\n")
             return
-        before = json.loads(self.receipt.read_text())
+        before, now = dict(_flat(json.loads(self.receipt.read_text()))), dict(_flat(receipt))
         changed = [
-            f"{name} ({before.get(name)!r} → {receipt.get(name)!r})"
-            for name in sorted({*before, *receipt})
-            if before.get(name) != receipt.get(name)
+            f"{name} ({before.get(name)!r} → {now.get(name)!r})"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
         ]
         if changed:
             raise RunError(
@@ -108,6 +108,15 @@ class RunDir:
             except ValueError:
                 continue
         return records
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _name(step: int) -> str:

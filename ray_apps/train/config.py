@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.config import Settings
+from data_prep.config import DiskPath, Settings
 
 
 class LoraSettings(Settings):
@@ -40,11 +40,11 @@ class TrainConfig(Settings):
 
     model: str
     """The base: a directory, an `s3://` path or a hub id."""
-    dataset: str
+    dataset: DiskPath
     """Dataset directory written by `vicuna prep`."""
-    run_dir: str
+    run_dir: DiskPath
     """Directory of the run: checkpoints, metrics, receipt. Running again with the same one resumes."""
-    output: str
+    output: DiskPath
     """Directory the fine-tuned model is exported to."""
 
     epochs: int = Field(3, ge=1)

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data_prep.errors import ConfigError, DataError, ModelError, RunError
-from data_prep.manifest import Manifest, read_manifest
+from data_prep.manifest import Manifest, check_part_files, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.storage import check_replaceable
 from data_prep.tokenizer import fingerprint, load_tokenizer
+from ray_apps.machine import usable_cpus
 from ray_apps.model_dir import local_model_dir
 from ray_apps.run_dir import RECEIPT_NAME, RunDir
 from ray_apps.train.config import TrainConfig
@@ -64,6 +66,7 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} has rows of version {manifest.row_schema_version}, "
             f"this is version {ROW_SCHEMA_VERSION}; make it again with `vicuna prep --fresh`"
         )
+    check_part_files(config.dataset, manifest)
     directory = local_model_dir(config.model)
     if fingerprint(load_tokenizer(config.model)) != manifest.tokenizer_fingerprint:
         raise DataError(
@@ -77,6 +80,7 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.model {config.model!r} can attend to"
         )
     count_run_steps(config, manifest)
+    check_resources(config)
     check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
     check_output(config)
     return manifest
@@ -165,17 +169,36 @@ def _own_interrupt_handler() -> Iterator[None]:
 
 
 def _use_gpu(config: TrainConfig) -> bool:
-    resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) > 0 if config.use_gpu == "auto" else config.use_gpu
-    needed = {"CPU": config.cpus_per_worker * config.num_workers, "GPU": config.num_workers if use_gpu else 0}
-    for kind, amount in needed.items():
-        # A cluster that grows on demand may have none yet.
-        if amount > resources.get(kind, 0) and os.environ.get("RAY_ADDRESS") is None:
-            raise ConfigError(
-                f"train.num_workers: {config.num_workers} workers need {amount} {kind}s, "
-                f"the cluster has {resources.get(kind, 0):.0f}"
-            )
-    return use_gpu
+    return _available()["GPU"] > 0 if config.use_gpu == "auto" else config.use_gpu
+
+
+def _available() -> dict[str, float]:
+    """CPUs and GPUs of the cluster, or of this machine where none has been started yet."""
+    if ray.is_initialized():
+        resources = ray.cluster_resources()
+        return {kind: resources.get(kind, 0) for kind in ("CPU", "GPU")}
+    return {"CPU": usable_cpus(), "GPU": torch.cuda.device_count()}
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse more workers than this machine can run. A cluster that grows on demand is not asked.
+
+    Raises:
+        ConfigError: naming the field and what would be valid.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    available, use_gpu = _available(), _use_gpu(config)
+    if use_gpu and available["GPU"] == 0:
+        raise ConfigError("train.use_gpu: True is not valid here: there is no GPU; expected 'auto' or False")
+    most = available["CPU"] // config.cpus_per_worker
+    if use_gpu:
+        most = min(most, available["GPU"])
+    if config.num_workers > most:
+        raise ConfigError(
+            f"train.num_workers: {config.num_workers} is not valid here: with cpus_per_worker {config.cpus_per_worker} "
+            f"there are {available['CPU']:.0f} CPUs and {available['GPU']:.0f} GPUs for at most {most:.0f}"
+        )
 
 
 def _root_cause(error: BaseException) -> str:

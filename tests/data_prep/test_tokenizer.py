@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.chat_template import TEMPLATES
@@ -106,8 +106,22 @@ def test_masks_agree_with_transformers(template: str, kind: str, tokenizers: dic
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    assume(theirs["input_ids"] == whole(ours))  # They differ only where a token would straddle the edge of an answer.
+    edges = {edge for span in rendered.spans for edge in (span.start, span.end)}
+    offsets = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if any(start < edge < end for start, end in offsets for edge in edges):
+        return  # Transformers trains on the whole of a token that straddles the edge of an answer; ours is cut there.
+    assert theirs["input_ids"] == whole(ours)
     assert (ours.labels != IGNORE_INDEX).astype(int).tolist() == theirs["assistant_masks"]
+
+
+def test_a_straddling_token_is_cut_where_transformers_trains_on_more_than_the_answer(tokenizers: dict) -> None:
+    tokenizer = tokenizers["sentencepiece-straddling"]
+    tiny.set_template(tokenizer, "vicuna_v1.1")
+    conversation = chat("tell me", "I am Vicuna, a language model.")
+    rendered = TEMPLATES["vicuna_v1.1"].render(conversation, special_tokens(tokenizer))
+    ours = encode_chats(tokenizer, [rendered])[0]
+    (run,) = trained_runs(ours.labels)
+    assert decode_inner(tokenizer, run[:-1]) == " I am Vicuna, a language model."
 
 
 def whole(encoded) -> list[int]:

@@ -271,3 +271,15 @@ def test_starting_over_deletes_nothing_when_the_run_could_not_start(mistake: Mis
     run = begin_run()
     assert mistake("train", "recipe.yaml", "--fresh", "train.dataset=nowhere")
     assert run.receipt.exists()
+
+
+def test_a_file_where_a_directory_must_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "ray_apps.cli", "prep", "smollm2_cpu", "data.output=file/dataset"]
+    command += [f"data.tokenizer={tiny.write_model(tmp_path / 'model')}", "data.identity.count=5"]
+    root = Path(__file__).parent.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -55,3 +55,40 @@ def test_the_receipt_tells_outcomes_apart_not_machines(make_config: Callable[...
     elsewhere = config.model_copy(update={"num_workers": 4, "run_dir": "elsewhere", "attention": "sdpa"})
     assert run_receipt(elsewhere, manifest) == receipt
     assert run_receipt(config.model_copy(update={"seed": 1}), manifest) != receipt
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "emptied"])
+def test_a_damaged_dataset_is_refused(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path, damage: str
+) -> None:
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
+    (part,) = (dataset / "train").iterdir()
+    if damage == "truncated":
+        part.write_bytes(part.read_bytes()[:100])
+        expected = r"part-0\.parquet: damaged Parquet file"
+    else:
+        part.unlink()
+        expected = r"train/ has 0 rows, its manifest counts \d+"
+        if damage == "emptied":
+            (dataset / "train").rmdir()
+    with pytest.raises(DataError, match=expected):
+        check_run(make_config(dataset=str(dataset)))
+
+
+def test_more_workers_than_the_machine_has_are_refused_before_anything_is_written(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray_apps.train.launch._available", lambda: {"CPU": 3, "GPU": 0})
+    config = make_config(num_workers=4)
+    with pytest.raises(ConfigError, match=r"train\.num_workers: 4 is not valid here: .* for at most 3"):
+        check_run(config)
+    with pytest.raises(ConfigError, match=r"train\.use_gpu: True is not valid here: there is no GPU"):
+        check_run(make_config(use_gpu=True))
+    assert not Path(config.run_dir).exists()
+
+
+@pytest.mark.parametrize("field", ["dataset", "run_dir", "output"])
+def test_artifacts_are_on_a_disk(make_config: Callable[..., TrainConfig], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{field}: 's3://bucket/x' must be a path on a disk"):
+        make_config(**{field: "s3://bucket/x"})
