@@ -24,6 +24,7 @@ from data_prep.errors import ConfigError, ModelError, VicunaError
 from data_prep.manifest import MANIFEST_NAME
 from data_prep.storage import check_replaceable, write_text
 from ray_apps.console import console, stage
+from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
 from ray_apps.machine import usable_cpus
 from ray_apps.model_dir import ORIGIN
@@ -201,19 +202,13 @@ class Saboteur:
         """What the kill cost, in words."""
         records = self.run.read_metrics()
         for index in self._kills():
-            after = records[index + 1 :]
-            resumed = [place for place, record in enumerate(after) if record.get("event") == "start"]
-            steps = [record for record in after[resumed[0] :] if "loss" in record] if resumed else []
-            if not steps:
-                continue
-            lost = max(record["step"] for record in records[: index + 1 + resumed[0]] if "loss" in record)
-            redone = lost - after[resumed[0]]["step"]
-            seconds = steps[0]["time"] - records[index]["time"]
-            rank = records[index]["rank"]
-            return (
-                f"worker {rank} was killed (SIGKILL) after step {lost}: {redone} steps done again from checkpoint "
-                f"{after[resumed[0]]['step']}, {seconds:.0f} s until the next step was done"
-            )
+            before = len(find_recoveries(records[:index]))
+            for recovery in find_recoveries(records)[before : before + 1]:
+                return (
+                    f"worker {records[index]['rank']} was killed (SIGKILL) after step {recovery.lost_step}: "
+                    f"{recovery.steps_redone} steps done again from checkpoint {recovery.resumed_step}, "
+                    f"{recovery.seconds:.0f} s until the next step was done"
+                )
         return "no worker was killed: the run had already passed its middle"
 
 

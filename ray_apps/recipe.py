@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data_prep.config import DataConfig, Settings
 from data_prep.errors import ConfigError
 from ray_apps.config import apply_overrides, load_yaml
 from ray_apps.train.config import TrainConfig
+
+Section = TypeVar("Section", DataConfig, TrainConfig)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -43,22 +46,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def data_section(recipe: Recipe, name: str) -> DataConfig:
-    """The `data` section.
-
-    Raises:
-        ConfigError: the recipe has none.
-    """
-    if recipe.data is None:
-        raise ConfigError(f"recipe {name!r}: it has no section 'data'")
-    return recipe.data
+    """The `data` section of the recipe called `name`; ConfigError if it has none."""
+    return _present(recipe.data, "data", name)
 
 
 def train_section(recipe: Recipe, name: str) -> TrainConfig:
-    """The `train` section.
+    """The `train` section of the recipe called `name`; ConfigError if it has none."""
+    return _present(recipe.train, "train", name)
 
-    Raises:
-        ConfigError: the recipe has none.
-    """
-    if recipe.train is None:
-        raise ConfigError(f"recipe {name!r}: it has no section 'train'")
-    return recipe.train
+
+def _present(section: Section | None, kind: str, name: str) -> Section:
+    if section is None:
+        raise ConfigError(f"recipe {name!r}: it has no section {kind!r}")
+    return section

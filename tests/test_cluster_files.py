@@ -20,7 +20,18 @@ def cluster() -> dict[str, Any]:
 def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(cluster))
+    prepared = prepare_config(cluster)
+    validate_config(prepared)
+    assert set(prepared["available_node_types"]) == {"head", "cpu", "gpu"}
+
+
+def test_ray_refuses_an_unknown_field(cluster: dict[str, Any]) -> None:
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster["available_node_types"]["gpu"]["spot"] = True
+    with pytest.raises(ValidationError, match="spot"):
+        validate_config(prepare_config(cluster))
 
 
 def test_the_head_takes_no_work_and_workers_are_capped_spot_machines(cluster: dict[str, Any]) -> None:

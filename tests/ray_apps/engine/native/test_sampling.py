@@ -45,7 +45,7 @@ def test_equal_seeds_draw_equal_tokens_and_no_seed_draws_others() -> None:
 
 def test_every_seed_that_the_api_admits_is_taken() -> None:
     for seed in (-(2**63), -1, 0, 2**63 - 1):
-        draw(torch.zeros(4), seed=seed)
+        assert draw(torch.zeros(4), seed=seed) == draw(torch.zeros(4), seed=seed)
 
 
 def test_a_lower_temperature_makes_the_likeliest_token_likelier() -> None:
