@@ -8,3 +8,10 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_gpus() -> int:
+    """CUDA devices this process sees."""
+    import torch
+
+    return torch.cuda.device_count()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.errors import ModelError
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -43,6 +43,11 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {str(directory)!r}: {str(error).strip().splitlines()[0]}") from None
     model, loading = loaded
+    if unexpected := sorted(loading["unexpected_keys"]):
+        raise ModelError(
+            f"model {str(directory)!r}: config.json is not of these weights: it has no place for {len(unexpected)} "
+            f"tensors, {unexpected[0]} for one"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"model {str(directory)!r}: config.json is not of these weights: {len(missing)} tensors are missing, "
@@ -56,3 +61,12 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
         )
     moved: PreTrainedModel = model.to(choose_device(device))
     return moved
+
+
+def check_causal_lm(directory: Path) -> PreTrainedModel:
+    """The model in `directory` without its weights (on the `meta` device), its files held against its config.
+
+    Raises:
+        ModelError: as `load_causal_lm`; only the headers of the weight files are read.
+    """
+    return load_causal_lm(directory, device="meta", device_map="meta")

@@ -1,7 +1,4 @@
-"""The composition root of serving: from settings to a Serve application. Resources and counts appear here only.
-
-Serve reads the type of `args` from the signature, so this module keeps its annotations evaluated.
-"""
+"""The composition root of serving: from settings to a Serve application. Resources and counts appear here only."""
 
 from typing import Any
 
@@ -11,7 +8,7 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
-from ray_apps.machine import usable_cpus
+from ray_apps.machine import count_gpus, usable_cpus
 from ray_apps.serve.config import ServeArgs, resolve_model
 from ray_apps.serve.ingress import Ingress
 from ray_apps.serve.replica import Replica
@@ -22,14 +19,17 @@ _MAX_CONSTRUCTOR_TRIES = 2
 _INGRESS_SPARE = 64
 
 
-def build_app(args: ServeArgs) -> Application:
+def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """The application that serves one model.
+
+    Serve passes the `args` of a config file as a dict, because the annotation is no single class: the errors are ours.
 
     Raises:
         RayServeException: it cannot be served; the message is one clear line, and Serve shows it as it is.
     """
     try:
-        resolved = choose_resources(resolve_model(args))
+        settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(args, "args")
+        resolved = choose_resources(resolve_model(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
     replicas = serve.deployment(**replica_options(resolved))(Replica).bind(resolved)
@@ -50,9 +50,9 @@ def choose_resources(args: ServeArgs) -> ServeArgs:
 
 
 def _cluster_has_gpu() -> bool:
-    """Whether some node has a GPU, or the autoscaler may start one that has."""
+    """Whether some node has a GPU, or the autoscaler may start one that has; before Ray is up, whether this one has."""
     if not ray.is_initialized():
-        return False
+        return count_gpus() > 0
     possible = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     present: dict[str, float] = ray.cluster_resources()
     return present.get("GPU", 0) >= 1 or possible.get("GPU", 0) >= 1

@@ -1,6 +1,7 @@
 """Starting and stopping an endpoint from this process: `vicuna serve` and the demo."""
 
 import logging
+import os
 import re
 import socket
 import time
@@ -15,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ServeError
 from ray_apps.local_ray import local_cluster
-from ray_apps.serve.app import build_app
+from ray_apps.serve.app import build_app, choose_resources
 from ray_apps.serve.config import resolve_model
 from ray_apps.serve.config_file import HttpOptions, ServeFile
 
@@ -31,10 +32,13 @@ def serving(file: ServeFile) -> Iterator[str]:
 
     Raises:
         ModelError: there is no such model.
+        ConfigError: it cannot be served on what there is.
         ServeError: the port is taken, or the application does not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    resolve_model(file.application.args)
+    args = resolve_model(file.application.args)
+    if args.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
+        choose_resources(args)
     options = choose_port(file.http_options)
     if ray.is_initialized():
         try:

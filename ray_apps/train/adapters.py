@@ -9,14 +9,12 @@ from data_prep.errors import ConfigError
 from ray_apps.train.config import LoraSettings
 
 
-def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
-    """Freeze `model` and give the target modules adapters.
+def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Refuse adapters for layers that `model` does not have.
 
     Raises:
-        ConfigError: the model has no module of a given name.
+        ConfigError: naming them, and those it has.
     """
-    from peft import LoraConfig, get_peft_model
-
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     missing = sorted(set(settings.target_modules) - names)
     if missing:
@@ -24,6 +22,12 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
             f"train.lora.target_modules: the model has no linear layer called {', '.join(missing)}; "
             f"valid: {', '.join(sorted(names))}"
         )
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
+    """Freeze `model` and give the target modules adapters."""
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,

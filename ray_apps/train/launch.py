@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from data_prep.errors import ConfigError, DataError, ModelError, RunError
+from data_prep.errors import ConfigError, DataError, RunError
 from data_prep.manifest import Manifest, check_part_files, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.storage import check_replaceable
 from data_prep.tokenizer import fingerprint, load_tokenizer
-from ray_apps.machine import usable_cpus
+from ray_apps.machine import count_gpus, usable_cpus
 from ray_apps.model_dir import local_model_dir
+from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RECEIPT_NAME, RunDir
+from ray_apps.train.adapters import check_targets
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import check_output
+from ray_apps.train.metrics import FAILED
 from ray_apps.train.worker import train_loop_per_worker
 
 # Settings that change where and how a run is computed, but not what it computes.
@@ -56,7 +58,7 @@ def check_run(config: TrainConfig) -> Manifest:
 
     Raises:
         DataError: the dataset is missing, of another version, or made with another tokenizer than the model's.
-        ConfigError: its rows are longer than the model's context.
+        ConfigError: its rows are longer than the model's context, or the model lacks a module that `lora` names.
         ModelError: the base model cannot be used.
         RunError: the batch is larger than the dataset.
     """
@@ -73,7 +75,10 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
             f"which is not that of train.model {config.model!r}"
         )
-    context = _longest_context(config.model, directory)
+    model = check_causal_lm(directory)
+    if config.lora is not None:
+        check_targets(model, config.lora)
+    context: int | None = getattr(model.config, "max_position_embeddings", None)
     if context is not None and manifest.context_length > context:
         raise ConfigError(
             f"data.context_length: {manifest.context_length} is more than the {context} tokens that "
@@ -84,18 +89,6 @@ def check_run(config: TrainConfig) -> Manifest:
     check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
     check_output(config)
     return manifest
-
-
-def _longest_context(model: str, directory: Path) -> int | None:
-    """Tokens the model in `directory` can attend to; None if it does not say."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {model!r}: config.json: {str(error).strip().splitlines()[0]}") from None
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    return longest
 
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
@@ -153,6 +146,8 @@ def _fit(config: TrainConfig, run: RunDir) -> None:
             trainer.fit()
         except Exception as error:
             raise RunError(f"training failed: {_root_cause(error)}") from error
+    if (last := run.read_metrics()[-1]).get("event") == FAILED:
+        raise RunError(f"training failed: {last['message']}")
 
 
 @contextmanager
@@ -177,7 +172,7 @@ def _available() -> dict[str, float]:
     if ray.is_initialized():
         resources = ray.cluster_resources()
         return {kind: resources.get(kind, 0) for kind in ("CPU", "GPU")}
-    return {"CPU": usable_cpus(), "GPU": torch.cuda.device_count()}
+    return {"CPU": usable_cpus(), "GPU": count_gpus()}
 
 
 def check_resources(config: TrainConfig) -> None:

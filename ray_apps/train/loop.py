@@ -20,11 +20,15 @@ from ray_apps.train.attention import choose_attention
 from ray_apps.train.checkpoint import SavePolicy, restore_checkpoint, save_checkpoint
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowOrder, RowStore, collate
-from ray_apps.train.metrics import MetricsWriter
+from ray_apps.train.metrics import FAILED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.fsdp import FsdpStrategy
+
+
+class Diverged(RunError):  # noqa: N818 - named for what it is
+    """Loss or gradients are no longer finite. Every rank raises it at the same step, and would again."""
 
 
 def count_steps(num_rows: int, config: TrainConfig) -> int:
@@ -58,6 +62,9 @@ def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, c
     """One optimiser step on this rank's part of global batch `step`; returns its measures, the same on every rank.
 
     The loss is the mean over the trained tokens of the *global* batch, whatever the accumulation and the world size.
+
+    Raises:
+        Diverged: naming the chats of the batch.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     global_weight = float(rows.target_weights[order.batch(step)].sum())
@@ -72,7 +79,7 @@ def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, c
     loss = loss / global_weight if global_weight else 0.0
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         chats = sorted({chat for index in order.batch(step) for chat in rows[int(index)].document_ids})
-        raise RunError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; the chats of its batch: {chats}")
+        raise Diverged(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; the chats of its batch: {chats}")
     return {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens}
 
 
@@ -87,6 +94,9 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     """Train until the last step, from the newest complete checkpoint if there is one.
 
     `after_save` is called on every rank after each committed checkpoint, with the measures of its step.
+
+    Raises:
+        Diverged: also recorded as the run's last event.
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -101,7 +111,11 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids())
     for step in range(state.step, num_steps):
         started = time.monotonic()
-        measures = train_step(strategy, rows, order, step, config)
+        try:
+            measures = train_step(strategy, rows, order, step, config)
+        except Diverged as error:
+            metrics.event(FAILED, message=str(error))
+            raise
         state.step = step + 1
         elapsed = time.monotonic() - started
         if state.step % config.log_every_steps == 0 or state.step == num_steps:

@@ -10,6 +10,9 @@ from ray_apps.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
+FAILED = "failed"
+"""The event of a run that would fail again; its `message` says why."""
+
 CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
 
 

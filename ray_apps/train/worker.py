@@ -7,11 +7,17 @@ import ray.train
 import ray.train.torch
 
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.loop import run_training
+from ray_apps.train.loop import Diverged, run_training
+
+logger = logging.getLogger(__name__)
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> None:
     """Run on every worker, with the process group up."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Every rank reports, or Ray Train's barrier hangs. Checkpoints are committed by the run directory itself.
-    run_training(TrainConfig(**values), ray.train.torch.get_device(), after_save=ray.train.report)
+    try:
+        run_training(TrainConfig(**values), ray.train.torch.get_device(), after_save=ray.train.report)
+    except Diverged:
+        # Raised further, it would be tried again. Every rank returns here, and the launcher reads why in the record.
+        logger.exception("the run has diverged")

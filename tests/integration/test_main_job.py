@@ -164,10 +164,12 @@ def test_a_worker_error_is_one_clear_line(cluster: None, tiny_model_dir: Path, t
 
     dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
     config = train_config(tiny_model_dir, dataset, tmp_path / "run", tmp_path / "model")
-    broken = config.model_copy(update={"learning_rate": 1e30, "schedule": "constant", "max_failures": 0})
+    broken = config.model_copy(update={"learning_rate": 1e30, "schedule": "constant", "max_failures": 2})
     with pytest.raises(RunError, match=r"training failed: .*step \d+: loss") as caught:
         train(broken)
     assert "\n" not in str(caught.value)
+    events = [record["event"] for record in RunDir(broken.run_dir).read_metrics() if "event" in record]
+    assert events.count("start") == 1  # it would fail again, so it is not tried again
 
 
 def test_processes_end_with_the_cluster() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.errors import ModelError
-from ray_apps.models import choose_device, load_causal_lm
+from ray_apps.models import check_causal_lm, choose_device, load_causal_lm
 
 
 def set_config(**fields: Any) -> Callable[[Path], None]:
@@ -54,6 +54,11 @@ def lose_a_shard(directory: Path) -> None:
             "config.json is not of these weights: 6 tensors have another shape, "
             "model.layers.0.mlp.down_proj.weight for one: [64, 128] instead of [64, 96]",
         ),
+        (
+            set_config(num_hidden_layers=1),
+            "config.json is not of these weights: it has no place for 9 tensors, "
+            "model.layers.1.input_layernorm.weight for one",
+        ),
         (set_config(num_attention_heads=3), "The hidden size (64) is not a multiple of the number of attention heads"),
         (set_config(model_type="nonsense"), "model type `nonsense`"),
         (set_config(model_type="vit"), "Unrecognized configuration class"),
@@ -74,6 +79,9 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(
     damage(directory)
     with pytest.raises(ModelError) as caught:
         load_causal_lm(directory)
+    with pytest.raises(ModelError) as checked:
+        check_causal_lm(directory)
+    assert str(checked.value) == str(caught.value)
     assert str(caught.value).startswith(f"model {str(directory)!r}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -81,11 +89,16 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
 )
 def test_weights_have_the_type_that_was_asked_for(tiny_model_dir: Path, dtype: str, expected: torch.dtype) -> None:
     model = load_causal_lm(tiny_model_dir, dtype=dtype, device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_a_checked_model_has_no_weights(tiny_model_dir: Path) -> None:
+    model = check_causal_lm(tiny_model_dir)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_a_loaded_model_is_where_it_was_asked_for_and_computes(tiny_model_dir: Path) -> None:

@@ -1,10 +1,10 @@
 """The composition root, without a cluster."""
 
-import inspect
 from typing import Any
 
 import pytest
 from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError
@@ -12,8 +12,12 @@ from ray_apps.serve.app import build_app, choose_resources, ingress_options, rep
 from ray_apps.serve.config import Autoscaling, ServeArgs
 
 
-def test_serve_can_read_the_type_of_the_arguments() -> None:
-    assert inspect.signature(build_app).parameters["args"].annotation is ServeArgs
+def test_the_arguments_of_a_config_file_are_read_strictly() -> None:
+    builder: Any = build_app
+    application = call_user_app_builder_with_args_if_necessary(builder, {"engine": "fake"})
+    assert isinstance(application, Application)
+    with pytest.raises(RayServeException, match=r"^args\.modle: unknown field; did you mean 'model'\?[^\n]*$"):
+        call_user_app_builder_with_args_if_necessary(builder, {"modle": "x"})
 
 
 def test_an_absent_model_reaches_serve_as_one_line() -> None:
@@ -23,7 +27,8 @@ def test_an_absent_model_reaches_serve_as_one_line() -> None:
         build_app(ServeArgs(model="no/such/place"))
 
 
-def test_a_gpu_is_reserved_only_where_one_is_used() -> None:
+def test_a_gpu_is_reserved_only_where_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_apps.serve.app.count_gpus", lambda: 0)
     on_cpu = choose_resources(ServeArgs(engine="fake"))
     assert on_cpu.device == "cpu"
     assert replica_options(on_cpu)["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}

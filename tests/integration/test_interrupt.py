@@ -1,0 +1,121 @@
+"""Ctrl-C in the middle of each command: no process is left, and the same command goes on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from ray_apps.run_dir import RunDir
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+STEPS = 200
+
+
+def vicuna(folder: Path, *arguments: str) -> list[str]:
+    """Run a command to its end; the lines it printed."""
+    done = subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def interrupted(folder: Path, *arguments: str, when: Callable[[], object]) -> list[str]:
+    """Run a command, send it Ctrl-C once `when` holds, hold that nothing is left of it; the lines it printed."""
+    output = folder / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            command(*arguments), cwd=folder, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
+        wait_for(lambda: when() or process.poll() is not None)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=90) == 130, output.read_text()
+    assert [other for other in family if other.is_running() and other.status() != psutil.STATUS_ZOMBIE] == []
+    return output.read_text().splitlines()
+
+
+def command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "ray_apps.cli", *arguments]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A folder with chats and a recipe."""
+    (tmp_path / "chats.json").write_text(json.dumps(tiny.chats(3000)))
+    recipe = {
+        "data": {
+            "output": "dataset",
+            "tokenizer": str(tiny_model_dir),
+            "sources": ["chats.json"],
+            "template": "chatml",
+            "context_length": 256,
+            "group_size": 100,
+        },
+        "train": {
+            "model": str(tiny_model_dir),
+            "dataset": "dataset",
+            "run_dir": "run",
+            "output": "model",
+            "epochs": STEPS,
+            "max_steps": STEPS,
+            "global_batch_size": 2,
+            "num_workers": 2,
+            "checkpoint": {"every_steps": 5},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def test_prep_and_train_go_on_after_ctrl_c(folder: Path) -> None:
+    told = interrupted(folder, "prep", "recipe.yaml", when=lambda: list(folder.glob(".dataset*/train/*.parquet")))
+    assert told[-1] == "interrupted; the same command goes on from here"
+    assert not (folder / "dataset").exists()
+    vicuna(folder, "prep", "recipe.yaml")
+
+    run = RunDir(folder / "run")
+    told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 20)
+    assert told[-1] == "interrupted; the same command goes on from here"
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert 0 < latest[0] < STEPS
+    vicuna(folder, "train", "recipe.yaml")
+    starts = [record["step"] for record in run.read_metrics() if record.get("event") == "start"]
+    assert starts[0] == 0
+    assert starts[-1] >= latest[0]
+
+    vicuna(folder, "train", "recipe.yaml", "train.run_dir=whole", "train.output=whole-model")
+    torn, whole = (load_file(folder / name / "model.safetensors") for name in ("model", "whole-model"))
+    assert all((torn[name] == whole[name]).all() for name in whole)
+
+
+def test_serve_ends_with_ctrl_c(tiny_model_dir: Path, tmp_path: Path) -> None:
+    application = {"import_path": "ray_apps.serve.app:build_app", "args": {"model": str(tiny_model_dir)}}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    output = tmp_path / "output.txt"
+    told = interrupted(
+        tmp_path, "serve", "serve.yaml", "http_options.port=0", when=lambda: "until Ctrl-C" in output.read_text()
+    )
+    assert told[-1] == "interrupted; the same command goes on from here"
