@@ -14,11 +14,14 @@ DEMO_MODEL = "artifacts/demo/model"
 
 
 class Autoscaling(Settings):
-    """Between how many replicas there are, and how many requests each should have on average."""
+    """How the number of replicas follows the load."""
 
     min_replicas: int = Field(1, ge=1)
+    """Replicas there always are."""
     max_replicas: int = Field(1, ge=1)
+    """The most there may be."""
     target_ongoing_requests: float = Field(2, gt=0)
+    """Requests a replica should have at a time, on average."""
 
     @field_validator("max_replicas")
     @classmethod
@@ -30,29 +33,34 @@ class Autoscaling(Settings):
 
 
 class ServeArgs(Settings):
-    """What is served, on what, and how much of it.
-
-    `model` is a directory, an `s3://` path or a hub id; clients call it `model_name`, by default its last part.
-    `engine`, `device`, `dtype` and `tensor_parallel_size` are chosen by what there is where they are `auto`.
-    `max_model_len` bounds prompt and answer together, in tokens; by default it is what the model was made for.
-    `num_threads` is the CPU threads of one replica; by default the machine's cores are shared among the replicas.
-    A replica takes on `max_ongoing_requests`, `max_queued_requests` more may wait, and further ones get a 429. One that
-    is stopped has `graceful_shutdown_timeout_s` to finish its answers.
-    """
+    """What is served, on what, and how much of it. `auto` chooses by what there is."""
 
     model: str = Field(DEMO_MODEL, min_length=1)
+    """A directory, an `s3://` path or a hub id."""
     model_name: str | None = Field(None, min_length=1)
+    """What clients call it; by default the last part of `model`."""
     engine: EngineName = "auto"
+    """What generates. `fake` needs no model and echoes."""
     device: Device = "auto"
+    """Where: `auto` is a GPU if the cluster has one or can get one."""
     dtype: Dtype = "auto"
+    """Of the weights; `auto` keeps that of the files."""
     tensor_parallel_size: Literal["auto"] | int = "auto"
+    """Devices of one replica. An engine runs on one so far."""
     max_model_len: int | None = Field(None, ge=2)
+    """Tokens of prompt and answer together; by default what the model was made for."""
     num_threads: int | None = Field(None, ge=1)
+    """CPU threads of a replica; by default the machine's cores are shared among the replicas."""
     num_replicas: int | None = Field(None, ge=1)
+    """A fixed number of replicas; one by default."""
     autoscaling: Autoscaling | None = None
+    """Instead of `num_replicas`."""
     max_ongoing_requests: int = Field(16, ge=1)
+    """Requests a replica takes on at a time."""
     max_queued_requests: int = Field(64, ge=1)
+    """Requests that may wait for a replica; further ones get a 429."""
     graceful_shutdown_timeout_s: float = Field(60, ge=0)
+    """Seconds a replica that is stopped has to finish its answers."""
 
     @field_validator("tensor_parallel_size")
     @classmethod

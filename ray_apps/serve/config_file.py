@@ -13,29 +13,40 @@ from ray_apps.serve.config import ServeArgs
 
 
 class HttpOptions(Settings):
-    """Where the endpoint listens. Port 0 takes a free one."""
+    """Where the endpoint listens, and how patiently."""
 
     host: str = "127.0.0.1"
+    """`0.0.0.0` listens on every interface."""
     port: int = Field(8000, ge=0, le=65535)
+    """0 takes a free one."""
     keep_alive_timeout_s: int = Field(90, ge=1)
+    """Seconds an idle connection stays open."""
     request_timeout_s: float | None = Field(None, gt=0)
+    """Seconds until a request is given up; without it none is."""
 
 
 class ServeApplication(Settings):
     """One application of the file."""
 
     name: str = "chat"
+    """What Serve's status calls it."""
     route_prefix: str = Field("/", pattern="^/")
+    """Where its paths begin."""
     import_path: Literal["ray_apps.serve.app:build_app"]
+    """What builds it."""
     args: ServeArgs = ServeArgs()
+    """What it serves."""
 
 
 class ServeFile(Settings):
     """The part of Serve's config format that `vicuna serve` honours; `serve run` takes the rest of it too."""
 
     proxy_location: Literal["EveryNode", "HeadOnly"] = "EveryNode"
+    """Nodes that listen: each that has a replica, or the head alone."""
     http_options: HttpOptions = HttpOptions()
+    """Where they listen."""
     applications: list[ServeApplication] = Field(min_length=1, max_length=1)
+    """One."""
 
     @property
     def application(self) -> ServeApplication:

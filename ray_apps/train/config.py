@@ -15,6 +15,7 @@ class LoraSettings(Settings):
     alpha: int = Field(16, ge=1)
     """Scale: the adapter is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of an adapter's inputs that is left out at random."""
     target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1)
     """Names of the linear layers that get an adapter."""
 
@@ -32,7 +33,9 @@ class CheckpointSettings(Settings):
     """When to save, and how many checkpoints stay."""
 
     every_steps: int = Field(100, ge=1)
+    """Optimiser steps between two saves; the last step is always saved."""
     keep_last: int = Field(2, ge=1)
+    """Complete checkpoints that stay."""
 
 
 class TrainConfig(Settings):
@@ -48,6 +51,7 @@ class TrainConfig(Settings):
     """Directory the fine-tuned model is exported to."""
 
     epochs: int = Field(3, ge=1)
+    """Times the dataset is gone through, each in another order; an incomplete last batch is left out."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after that many optimiser steps, even in the middle of an epoch. The schedule ends there too."""
     global_batch_size: int = Field(128, ge=1)
@@ -56,14 +60,21 @@ class TrainConfig(Settings):
     """Rows per forward pass of one worker."""
 
     learning_rate: float = Field(2e-5, gt=0)
+    """The highest, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls after the warm-up: to 0 at the last step, or not at all."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW (Loshchilov & Hutter 2019), as are the next three."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the mean of their squares."""
     adam_epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of that mean."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of a larger norm are scaled down to it."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the forward and backward pass. Master weights and optimiser state are fp32."""
@@ -75,20 +86,27 @@ class TrainConfig(Settings):
     """`auto`: FlashAttention where it is installed and there is a GPU, else PyTorch's own, chat by chat."""
 
     strategy: Literal["fsdp"] = "fsdp"
+    """How the model is spread over the workers."""
     fsdp: FsdpSettings = FsdpSettings()
+    """Settings of the strategy of that name."""
     lora: LoraSettings | None = None
     """Train adapters only; the export merges them into the base."""
 
     num_workers: int = Field(1, ge=1)
+    """Worker processes."""
     use_gpu: bool | Literal["auto"] = "auto"
     """`auto`: one GPU a worker if the cluster has any GPU."""
     cpus_per_worker: int = Field(1, ge=1)
+    """CPUs reserved for a worker, and its threads."""
     max_failures: int = Field(10, ge=0)
     """Restarts after a worker failed, or it or its node died, before the run gives up. Preemptions do not count."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
+    """When to save."""
     seed: int = Field(42, ge=0)
+    """Of the order of rows, of new adapters and of dropout."""
     log_every_steps: int = Field(1, ge=1)
+    """Optimiser steps between two lines of `metrics.jsonl`."""
 
     @property
     def gradient_accumulation_steps(self) -> int:
