@@ -48,6 +48,8 @@ class Counts(Settings):
     """Identity conversations added."""
     split_parts: int
     """Conversations more, since long ones were split."""
+    with_lost_bytes: int
+    """Conversations with characters that the tokenizer has no tokens for: their rows are without these."""
     dropped: dict[str, int]
     """Conversations left out, by reason."""
 

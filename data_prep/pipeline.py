@@ -152,7 +152,7 @@ def _write(item: dict[str, Any], *, config: DataConfig, directory: Path) -> dict
     counts = write_group(item["name"], json.loads(item["records"]), config, directory)
     kind = "records" if item["from"] else "identity"
     sections = {
-        "input": {kind: counts["records"], "split_parts": counts["split_parts"]},
+        "input": {kind: counts["records"], **{name: counts[name] for name in ("split_parts", "with_lost_bytes")}},
         "dropped": counts["dropped"],
         **{split: counts[split] for split in SPLITS},
     }
@@ -165,6 +165,7 @@ def _counts(totals: dict[str, Counter[str]]) -> Counts:
         records=read["records"],
         identity=read["identity"],
         split_parts=read["split_parts"],
+        with_lost_bytes=read["with_lost_bytes"],
         dropped=dict(sorted(totals["dropped"].items())),
     )
 

@@ -19,7 +19,7 @@ from data_prep.conversation import Conversation, DropReason, InvalidConversation
 from data_prep.html_to_markdown import html_to_markdown
 from data_prep.pack import Row, make_rows, rows_to_table
 from data_prep.split import is_held_out, split_conversation
-from data_prep.tokenizer import EncodedChat, encode_chats, load_tokenizer, special_tokens
+from data_prep.tokenizer import EncodedChat, encode_chats, has_tokens_for, load_tokenizer, special_tokens
 
 SPLITS = ("train", "eval")
 
@@ -32,6 +32,7 @@ class GroupResult:
     dropped: Counter[str] = field(default_factory=Counter)
     records: int = 0
     split_parts: int = 0
+    with_lost_bytes: int = 0
 
     def drop(self, reason: DropReason) -> None:
         """Count one conversation that is left out."""
@@ -42,6 +43,7 @@ def prepare_group(records: Sequence[Any], config: DataConfig, tokenizer: PreTrai
     """Turn the values of one group of records, None where a record could not be read, into rows."""
     result = GroupResult(records=len(records))
     conversations = list(_read(records, result))
+    result.with_lost_bytes = sum(not _has_tokens_for(tokenizer, conversation) for conversation in conversations)
     encoded = list(_encode(conversations, config, tokenizer, result))
     for split in SPLITS:
         chosen = [pair for pair in encoded if is_held_out(pair[0].id, config.eval_fraction) == (split == "eval")]
@@ -61,6 +63,10 @@ def _read(records: Sequence[Any], result: GroupResult) -> Iterator[Conversation]
             yield replace(conversation, messages=tuple(map(_clean, conversation.messages)))
         else:
             result.drop(DropReason.NO_ANSWER)
+
+
+def _has_tokens_for(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
+    return all(has_tokens_for(tokenizer, message.content) for message in conversation.messages)
 
 
 def _clean(message: Message) -> Message:
@@ -102,6 +108,7 @@ def write_group(name: str, records: Sequence[Any], config: DataConfig, directory
     counts: dict[str, Any] = {
         "records": result.records,
         "split_parts": result.split_parts,
+        "with_lost_bytes": result.with_lost_bytes,
         "dropped": dict(result.dropped),
     }
     for split, rows in result.rows.items():

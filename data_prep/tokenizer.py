@@ -27,6 +27,17 @@ from data_prep.storage import TOKENIZER_FILES, local_model
 IGNORE_INDEX = -100
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes (Radford et al. 2019): printable ones as themselves, the rest from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+BYTE_LEVEL = _byte_alphabet()
+"""The byte that each character of a byte-level token stands for."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedChat:
     """`input_ids`: int32 `[tokens]`. `weights`: float32 `[tokens]`, the loss weight of each token as a target."""
@@ -102,6 +113,11 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, spellings)) if spellings else r"(?!)")
 
 
+def has_tokens_for(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the tokenizer has a token for every byte of `text`. A byte-level one leaves out bytes it lacks."""
+    return not _encoders(tokenizer).missing.search(text.encode())
+
+
 def encode_chats(tokenizer: PreTrainedTokenizerBase, batch: Sequence[Rendered]) -> list[EncodedChat]:
     """Encode rendered conversations in one batch.
 
@@ -151,6 +167,7 @@ class _Encoders:
         self.inner = _ordinary(_without_prefix(description))
         self.tokens = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.ids = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.missing = _missing_bytes(description)
 
     def encode_texts(self, parts: Sequence[_Part]) -> Iterator[Encoding]:
         """Encode each part as `first` or `later`, in batches; results in the order of `parts`."""
@@ -164,6 +181,13 @@ class _Encoders:
 @lru_cache(maxsize=8)
 def _encoders(tokenizer: PreTrainedTokenizerBase) -> _Encoders:
     return _Encoders(tokenizer)
+
+
+def _missing_bytes(description: Mapping[str, Any]) -> re.Pattern[bytes]:
+    """Matches a byte for which a byte-level vocabulary has no token; nothing for other kinds of tokenizer."""
+    byte_level = '"ByteLevel"' in json.dumps(description["pre_tokenizer"])
+    missing = [byte for token, byte in BYTE_LEVEL.items() if byte_level and token not in description["model"]["vocab"]]
+    return re.compile(b"[" + re.escape(bytes(missing)) + b"]" if missing else rb"(?!)")
 
 
 def _ordinary(description: Any) -> Tokenizer:

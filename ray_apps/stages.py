@@ -32,11 +32,12 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
                 manifest = prepare_dataset(
                     config, fresh=fresh, on_progress=lambda records: shown.update(records, text=f"{records} records")
                 )
-        counts = manifest.train
+        counts, lost = manifest.train, manifest.counts.with_lost_bytes
         dropped = sum(manifest.counts.dropped.values())
         shown.finish(
             f"{config.output}: {counts.conversations} chats in {counts.rows} rows, {counts.tokens:,} tokens, "
-            f"{counts.fill:.0%} full, {dropped} dropped{_already(done)}"
+            f"{counts.fill:.0%} full, {dropped} dropped"
+            f"{f', {lost} with characters that the tokenizer lacks' if lost else ''}{_already(done)}"
         )
     return manifest
 

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.chat_template import TEMPLATES
-from data_prep.tokenizer import special_tokens
+from data_prep.tokenizer import BYTE_LEVEL, special_tokens
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant.",
@@ -19,14 +19,17 @@ CORPUS = [
 CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
 
 
-def byte_level(*, as_gpt2: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without automatic BOS, as SmolLM2; `as_gpt2` leaves white space out of offsets."""
+def byte_level(*, as_gpt2: bool = False, lacks: bytes = b"") -> PreTrainedTokenizerFast:
+    """Byte-level BPE without automatic BOS, as SmolLM2.
+
+    `as_gpt2` leaves white space out of offsets; there are no tokens for the bytes in `lacks`.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if as_gpt2:
         backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = [char for char, byte in BYTE_LEVEL.items() if byte not in lacks]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=CHATML_TOKENS, initial_alphabet=alphabet)
     backend.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(
@@ -148,7 +151,7 @@ def write_dataset(
         tokenizer_fingerprint=fingerprint(load_tokenizer(str(model))),
         template=config.template,
         context_length=context_length,
-        counts=Counts(records=count, identity=0, split_parts=0, dropped=counts["dropped"]),
+        counts=Counts(records=count, identity=0, split_parts=0, with_lost_bytes=0, dropped=counts["dropped"]),
         train=split_counts(counts["train"], context_length),
         eval=split_counts(counts["eval"], context_length),
         sources=[],

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data_prep.errors import ModelError
+from data_prep.tokenizer import BYTE_LEVEL
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -76,19 +77,9 @@ def _token_bytes(token: str, steps: Sequence[dict[str, Any]]) -> bytes:
                 token = token.replace(step["replacement"], " ")
             case "ByteFallback" if match := _BYTE_TOKEN.fullmatch(token):
                 return bytes([int(match[1], 16)])
-            case "ByteLevel" if all(char in _BYTE_OF for char in token):
-                return bytes(_BYTE_OF[char] for char in token)
+            case "ByteLevel" if all(char in BYTE_LEVEL for char in token):
+                return bytes(BYTE_LEVEL[char] for char in token)
     return token.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes (Radford et al. 2019): printable ones as themselves, the rest from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
 
 
 class Detokenizer:
