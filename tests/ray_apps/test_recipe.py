@@ -106,19 +106,6 @@ def test_a_wrong_override_is_one_line(override: str, line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@given(micro=st.integers(1, 8), workers=st.integers(1, 8), accumulation=st.integers(1, 8))
-def test_the_batch_is_what_all_workers_do_before_a_step(micro: int, workers: int, accumulation: int) -> None:
-    config = TrainConfig.parse(
-        {
-            **TRAIN,
-            "global_batch_size": micro * workers * accumulation,
-            "micro_batch_size": micro,
-            "num_workers": workers,
-        }
-    )
-    assert config.gradient_accumulation_steps == accumulation
-
-
 @given(batch=st.integers(1, 200), micro=st.integers(1, 8), workers=st.integers(1, 8))
 def test_a_batch_that_cannot_be_shared_out_is_refused(batch: int, micro: int, workers: int) -> None:
     values = {**TRAIN, "global_batch_size": batch, "micro_batch_size": micro, "num_workers": workers}
