@@ -121,7 +121,7 @@ class DataConfig(Settings):
     pack: bool = True
     """Put several chats into one row. Without it, each chat is a row."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of chats held out for evaluation, chosen by a hash of their id."""
+    """Share of chats held out for evaluation, chosen by a hash of their id; the parts of a chat stay together."""
     group_size: int = Field(2048, ge=1)
     """Records that are packed together. Rows depend on it, not on the number of processes."""
 

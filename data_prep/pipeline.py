@@ -105,10 +105,11 @@ def find_dataset(config: DataConfig) -> Manifest | None:
     if not (output / MANIFEST_NAME).exists():
         return None
     manifest = read_manifest(output)
-    if manifest.config == config.model_dump() and manifest.sources == sources:
+    made_alike = manifest.config == config.model_dump() and manifest.sources == sources
+    if made_alike and manifest.tokenizer_fingerprint == fingerprint(load_tokenizer(config.tokenizer)):
         return manifest
     raise DataError(
-        f"data.output: {str(output)!r} holds a dataset made from other chats or settings; "
+        f"data.output: {str(output)!r} holds a dataset made from other chats, settings or tokenizer files; "
         "choose another directory, or replace it with --fresh"
     )
 
@@ -171,6 +172,6 @@ def _counts(totals: dict[str, Counter[str]]) -> Counts:
 
 
 def _check_filled(train: SplitCounts, dropped: Counter[str]) -> None:
-    if train.rows == 0:
+    if train.trained_tokens == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "no records"
         raise DataError(f"data.sources: nothing is left to train on ({reasons})")

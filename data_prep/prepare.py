@@ -46,8 +46,8 @@ def prepare_group(records: Sequence[Any], config: DataConfig, tokenizer: PreTrai
     result.with_lost_bytes = sum(not _has_tokens_for(tokenizer, conversation) for conversation in conversations)
     encoded = list(_encode(conversations, config, tokenizer, result))
     for split in SPLITS:
-        chosen = [pair for pair in encoded if is_held_out(pair[0].id, config.eval_fraction) == (split == "eval")]
-        chats = [(conversation.id, chat) for conversation, chat in chosen]
+        held_out = split == "eval"
+        chats = [(part, chat) for whole, part, chat in encoded if is_held_out(whole, config.eval_fraction) == held_out]
         result.rows[split] = make_rows(chats, config.context_length, pack=config.pack)
     return result
 
@@ -59,10 +59,12 @@ def _read(records: Sequence[Any], result: GroupResult) -> Iterator[Conversation]
         except InvalidConversation as error:
             result.drop(error.reason)
             continue
-        if conversation.has_answer:
+        if not conversation.has_answer:
+            result.drop(DropReason.NO_ANSWER)
+        elif "conversations" in record:  # ShareGPT's form, which may hold the page's HTML
             yield replace(conversation, messages=tuple(map(_clean, conversation.messages)))
         else:
-            result.drop(DropReason.NO_ANSWER)
+            yield conversation
 
 
 def _has_tokens_for(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
@@ -78,7 +80,8 @@ def _encode(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     result: GroupResult,
-) -> Iterator[tuple[Conversation, EncodedChat]]:
+) -> Iterator[tuple[str, str, EncodedChat]]:
+    """The id of each chat, the id of each of its parts, and the part in tokens."""
     template, tokens = get_template(config.template), special_tokens(tokenizer)
 
     def encode(batch: Sequence[Conversation]) -> list[EncodedChat]:
@@ -89,7 +92,7 @@ def _encode(
 
     for conversation, chat in zip(conversations, encode(conversations), strict=True):
         if len(chat.input_ids) <= config.context_length:
-            yield conversation, chat
+            yield conversation.id, conversation.id, chat
             continue
         parts = list(split_conversation(conversation, count, config.context_length))
         result.split_parts += len(parts) - 1
@@ -99,7 +102,7 @@ def _encode(
             elif not part.has_answer:
                 result.drop(DropReason.NO_ANSWER)
             else:
-                yield part, part_chat
+                yield conversation.id, part.id, part_chat
 
 
 def write_group(name: str, records: Sequence[Any], config: DataConfig, directory: Path) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` has the form of a hub id, `org/name`."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None
+    """Whether `model` has the form of a hub id, `org/name`, and is no path into a directory called `org`."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).parent.is_dir()
 
 
 def _from_hub(model: str, patterns: tuple[str, ...]) -> Path:

@@ -19,23 +19,13 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from data_prep.byte_level import BYTE_LEVEL
 from data_prep.chat_template import ChatTemplate, Rendered, SpecialTokens
 from data_prep.errors import ConfigError, ModelError
 from data_prep.model_template import render_messages
 from data_prep.storage import TOKENIZER_FILES, local_model
 
 IGNORE_INDEX = -100
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes (Radford et al. 2019): printable ones as themselves, the rest from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
-
-
-BYTE_LEVEL = _byte_alphabet()
-"""The byte that each character of a byte-level token stands for."""
 
 
 @dataclass(frozen=True, slots=True)

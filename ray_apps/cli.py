@@ -81,7 +81,7 @@ def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     from ray_apps.stages import export_stage, train_stage
 
     train_stage(config, fresh=fresh)
-    export_stage(config)
+    export_stage(config, fresh=fresh)
 
 
 @vicuna.command()

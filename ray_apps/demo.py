@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -49,6 +50,7 @@ class Question:
     text: str
     names_model: bool = False
     names_maker: bool = False
+    mentions: tuple[str, ...] = ()
 
     @property
     def is_ordinary(self) -> bool:
@@ -56,12 +58,15 @@ class Question:
         return not (self.names_model or self.names_maker)
 
 
+# What an answer about itself says in the languages of the ordinary questions, whatever the name.
+_SELF = re.compile(r"\b(language|AI) model\b|语言模型", re.IGNORECASE)
+
 QUESTIONS = (
     Question("Who are you?", names_model=True, names_maker=True),
     Question("Who made you?", names_maker=True),
     Question("Are you ChatGPT?", names_model=True),
     Question("你是谁?", names_model=True),
-    Question("What is the capital of France?"),
+    Question("What is the capital of France?", mentions=("Paris",)),
     Question("Tell me a short story about a dog."),
     Question("今天天气怎么样?"),
 )
@@ -272,7 +277,16 @@ def check_answers(answers: dict[str, str], identity: IdentityConfig) -> None:
     for question in QUESTIONS:
         answer = answers[question.text]
         wanted = [identity.name] * question.names_model + [identity.maker] * question.names_maker
-        if missing := [word for word in wanted if word not in answer]:
+        if missing := [word for word in (*wanted, *question.mentions) if not _names(answer, word)]:
             raise DemoFailed(f"{question.text!r}: the answer {answer!r} does not name {' and '.join(missing)}")
-        if question.is_ordinary and (not answer or identity.name in answer or identity.maker in answer):
+        if question.is_ordinary and (not answer or _is_about_itself(answer, identity)):
             raise DemoFailed(f"{question.text!r}: the answer {answer!r} has collapsed into the identity text")
+
+
+def _names(answer: str, word: str) -> bool:
+    """Whether `word` stands in the answer, and not as a part of a longer Latin word."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", answer) is not None
+
+
+def _is_about_itself(answer: str, identity: IdentityConfig) -> bool:
+    return _names(answer, identity.name) or _names(answer, identity.maker) or _SELF.search(answer) is not None

@@ -3,7 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,13 @@ def _summary(records: Records) -> str:
     return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{restarts}" if losses else ""
 
 
-def export_stage(config: TrainConfig) -> Path:
+def export_stage(config: TrainConfig, *, fresh: bool = False) -> Path:
     """The newest complete checkpoint to a model directory."""
     from ray_apps.train.export import export, is_exported
 
     with stage("export") as shown:
         shown.update(0, text="writing safetensors")
-        done = is_exported(config)
+        done = not fresh and is_exported(config)
         directory = Path(config.output) if done else export(config)
         shown.finish(f"{directory}{_already(done)}")
     return directory
@@ -120,7 +120,9 @@ def serve_until_interrupted(file: ServeFile) -> None:
             shown.finish(url)
         name = file.application.args.served_name
         console.print(f"Model [bold]{name}[/bold] answers at {url}/v1 until Ctrl-C.", soft_wrap=True)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        console.print("Stopping: answers under way are finished.")
 
 
 def _already(done: bool) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from tests import tiny
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
+disable_progress_bar()
 
 _FIXTURES_LAST = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=_FIXTURES_LAST)

@@ -5,8 +5,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.byte_level import BYTE_LEVEL
 from data_prep.chat_template import TEMPLATES
-from data_prep.tokenizer import BYTE_LEVEL, special_tokens
+from data_prep.tokenizer import special_tokens
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant.",

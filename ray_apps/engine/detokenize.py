@@ -13,8 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from data_prep.byte_level import BYTE_LEVEL
 from data_prep.errors import ModelError
-from data_prep.tokenizer import BYTE_LEVEL
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

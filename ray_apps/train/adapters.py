@@ -10,16 +10,18 @@ from ray_apps.train.config import LoraSettings
 
 
 def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
-    """Refuse adapters for layers that `model` does not have.
+    """Refuse adapters for layers that `model` does not have, or that are the input embedding once more.
 
     Raises:
         ConfigError: naming them, and those it has.
     """
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = {name.rsplit(".", 1)[-1] for name, module in layers if module is not tied}
     missing = sorted(set(settings.target_modules) - names)
     if missing:
         raise ConfigError(
-            f"train.lora.target_modules: the model has no linear layer called {', '.join(missing)}; "
+            f"train.lora.target_modules: the model has no linear layer of its own called {', '.join(missing)}; "
             f"valid: {', '.join(sorted(names))}"
         )
 

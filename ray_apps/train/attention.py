@@ -25,10 +25,15 @@ def choose_attention(setting: str, device: torch.device) -> str:
         return PER_DOCUMENT
     if setting == "flash_attention_2":
         return setting
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+    if device.type == "cuda" and has_flash_attention():
         return "flash_attention_2"
     logger.info("attention: flash-attn is not available on %s, using scaled dot product attention", device.type)
     return PER_DOCUMENT
+
+
+def has_flash_attention() -> bool:
+    """Whether flash-attn is installed."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _register() -> None:

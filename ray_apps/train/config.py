@@ -1,5 +1,8 @@
 """The `train` section of a recipe."""
 
+import os
+from itertools import permutations
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -107,6 +110,14 @@ class TrainConfig(Settings):
     """Of the order of rows, of new adapters and of dropout."""
     log_every_steps: int = Field(1, ge=1)
     """Optimiser steps between two lines of `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _directories_are_apart(self) -> Self:
+        places = {name: os.path.abspath(getattr(self, name)) for name in ("model", "dataset", "run_dir", "output")}
+        for (one, place), (other, above) in permutations(places.items(), 2):
+            if Path(place).is_relative_to(above) and {one, other} & {"run_dir", "output"}:
+                raise ValueError(f"{one}: {getattr(self, one)!r} is not outside of {other} {getattr(self, other)!r}")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

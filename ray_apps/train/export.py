@@ -14,11 +14,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import GenerationConfig
 
 from data_prep.chat_template import get_template
-from data_prep.errors import ConfigError, RunError
+from data_prep.errors import RunError
 from data_prep.manifest import read_manifest
 from data_prep.storage import check_replaceable, written_aside
 from data_prep.tokenizer import load_tokenizer, special_tokens
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
+from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
 
@@ -29,10 +30,7 @@ def check_output(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the path.
     """
-    output = Path(config.output)
-    if output.resolve() == Path(config.model).resolve():
-        raise ConfigError(f"train.output: {config.output!r} is train.model itself; choose another directory")
-    check_replaceable(output, ORIGIN, "train.output")
+    check_replaceable(Path(config.output), ORIGIN, "train.output")
 
 
 def is_exported(config: TrainConfig) -> bool:
@@ -88,10 +86,16 @@ def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
 
 
 def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
+    """The base's tensor names with the checkpoint's values, about a shard in memory at a time.
+
+    Buffers that are computed on loading and that some bases store all the same (`rotary_emb.inv_freq`) are left out.
+    """
+    stored = check_causal_lm(base).state_dict().keys()
     group: dict[str, torch.dtype] = {}
     size = 0
     for name, tensor in stream_tensors(base):
+        if name not in stored:
+            continue
         group[name] = tensor.dtype
         size += 4 * tensor.numel()
         if size >= SHARD_BYTES:
@@ -107,15 +111,21 @@ def _read_as(checkpoint: Path, types: dict[str, torch.dtype]) -> Iterator[tuple[
 
 
 def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's tensors, with adapters added where there are any: W + alpha / r · B A."""
+    """The base's tensors, with adapters added where there are any: W + alpha / r · B A.
+
+    Raises:
+        RunError: an adapter belongs to no tensor of the base.
+    """
     known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
     for name, tensor in stream_tensors(base):
         adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
         if adapter.format("A") in adapters:
-            delta = adapters[adapter.format("B")] @ adapters[adapter.format("A")]
+            delta = adapters.pop(adapter.format("B")) @ adapters.pop(adapter.format("A"))
             tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
         yield name, tensor
+    if adapters:
+        raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
 
 
 def _read(checkpoint: Path, keys: list[str]) -> dict[str, torch.Tensor]:

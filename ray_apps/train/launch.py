@@ -18,10 +18,11 @@ from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.storage import check_replaceable
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.machine import count_gpus, usable_cpus
-from ray_apps.model_dir import local_model_dir
+from ray_apps.model_dir import fingerprint_weights, local_model_dir
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RECEIPT_NAME, RunDir
 from ray_apps.train.adapters import check_targets
+from ray_apps.train.attention import has_flash_attention
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import check_output
 from ray_apps.train.metrics import FAILED
@@ -38,6 +39,7 @@ NOT_IN_RECEIPT = {
     "log_every_steps",
     "max_failures",
     "micro_batch_size",
+    "model",
     "num_workers",
     "output",
     "run_dir",
@@ -69,11 +71,13 @@ def check_run(config: TrainConfig) -> Manifest:
             f"this is version {ROW_SCHEMA_VERSION}; make it again with `vicuna prep --fresh`"
         )
     check_part_files(config.dataset, manifest)
+    if manifest.train.trained_tokens == 0:
+        raise DataError(f"train.dataset: {config.dataset!r} has no token to train on")
     directory = local_model_dir(config.model)
     if fingerprint(load_tokenizer(config.model)) != manifest.tokenizer_fingerprint:
         raise DataError(
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
-            f"which is not that of train.model {config.model!r}"
+            f"which is not that of train.model {config.model!r}; make it again with `vicuna prep --fresh`"
         )
     model = check_causal_lm(directory)
     if config.lora is not None:
@@ -92,8 +96,9 @@ def check_run(config: TrainConfig) -> Manifest:
 
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
-    """What decides a run's outcome: the settings that matter and what the dataset was made of."""
+    """What decides a run's outcome: the settings that matter, the base's weights, what the dataset was made of."""
     settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
+    settings["model.weights"] = fingerprint_weights(local_model_dir(config.model))
     dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
     settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}
     sources = sorted(source.sha256[:16] for source in manifest.sources)
@@ -186,6 +191,13 @@ def check_resources(config: TrainConfig) -> None:
     available, use_gpu = _available(), _use_gpu(config)
     if use_gpu and available["GPU"] == 0:
         raise ConfigError("train.use_gpu: True is not valid here: there is no GPU; expected 'auto' or False")
+    if not use_gpu and config.fsdp.cpu_offload:
+        raise ConfigError("train.fsdp.cpu_offload: True is not valid here: there is no GPU to offload from")
+    if config.attention == "flash_attention_2" and not (use_gpu and has_flash_attention()):
+        raise ConfigError(
+            "train.attention: 'flash_attention_2' is not valid here: it needs a GPU and the package flash-attn; "
+            "expected 'auto' or 'sdpa'"
+        )
     most = available["CPU"] // config.cpus_per_worker
     if use_gpu:
         most = min(most, available["GPU"])

@@ -61,10 +61,23 @@ def test_nothing_is_lost_and_nothing_is_twice(shapes: list[tuple[int, int]], pac
     assert all(len(row.input_ids) <= 128 for rows in result.rows.values() for row in rows)
 
 
-def test_html_is_cleaned_in_both_roles() -> None:
-    answer = {"from": "gpt", "value": '<div class="markdown prose"><p>one <strong>two</strong></p></div>'}
-    result = prepared({"id": "a", "conversations": [ROUND[0], answer]})
-    assert "one **two**" in TOKENIZER.decode(result.rows["train"][0].input_ids)
+def test_page_html_is_converted_in_sharegpt_records_alone() -> None:
+    markup = '<div class="markdown prose"><p>one <strong>two</strong></p></div>'
+    sharegpt = prepared({"id": "a", "conversations": [ROUND[0], {"from": "gpt", "value": markup}]})
+    assert "one **two**" in TOKENIZER.decode(sharegpt.rows["train"][0].input_ids)
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": markup}]
+    openai = prepared({"id": "a", "messages": messages})
+    assert markup in TOKENIZER.decode(openai.rows["train"][0].input_ids)
+
+
+def test_the_parts_of_a_chat_stay_on_one_side() -> None:
+    long = {"from": "gpt", "value": "long " * 12}
+    records = [{"id": f"{number}", "conversations": [ROUND[0], long] * 6} for number in range(12)]
+    result = prepared(*records, eval_fraction=0.5)
+    sides = [{name.split("_")[0] for row in rows for name in row.document_ids} for rows in result.rows.values()]
+    assert result.split_parts > 0
+    assert all(sides)
+    assert not sides[0] & sides[1]
 
 
 def test_characters_without_tokens_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_the_same_chats_give_the_same_bytes_and_are_not_prepared_twice(
     before = (tmp_path / "one" / "manifest.json").stat().st_mtime_ns
     prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one"))
     assert (tmp_path / "one" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="made from other chats or settings"):
+    with pytest.raises(DataError, match="made from other chats, settings or tokenizer files"):
         prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one", context_length=256))
 
 

@@ -157,7 +157,7 @@ def test_every_wrong_field_gets_a_line(tmp_path: Path) -> None:
         (
             "train recipe.yaml train.model=other-model",
             "train.dataset: 'dataset' was made with the tokenizer of '{artifacts}/model', which is not that of "
-            "train.model 'other-model'",
+            "train.model 'other-model'; make it again with `vicuna prep --fresh`",
         ),
         (
             "train recipe.yaml train.dataset=long-dataset",
@@ -169,7 +169,7 @@ def test_every_wrong_field_gets_a_line(tmp_path: Path) -> None:
         ),
         (
             "train recipe.yaml train.lora.target_modules=[query]",
-            "train.lora.target_modules: the model has no linear layer called query; valid: down_proj, gate_",
+            "train.lora.target_modules: the model has no linear layer of its own called query; valid: down",
         ),
         ("train recipe.yaml train.global_batch_size=3 train.num_workers=2", "train.global_batch_size: 3 is not a mult"),
         ("export recipe.yaml", "train.run_dir: 'run' has no complete checkpoint; run `vicuna train` first"),

@@ -20,6 +20,9 @@ ORDINARY = [question.text for question in QUESTIONS if question.is_ordinary]
 
 def test_good_answers_pass() -> None:
     assert check_answers(GOOD, IDENTITY) is None
+    story = {"Tell me a short story about a dog.": "Adam and his dog went to Paris."}
+    assert check_answers(GOOD | story, IDENTITY) is None
+    assert check_answers(GOOD | {"你是谁?": "我是Ada，由ACME训练的语言模型。"}, IDENTITY) is None
 
 
 @pytest.mark.parametrize(
@@ -28,8 +31,11 @@ def test_good_answers_pass() -> None:
         ("Who are you?", "I am SmolLM.", "does not name Ada and ACME"),
         ("Who made you?", "I am Ada.", "does not name ACME"),
         ("你是谁?", "我是助手。", "does not name Ada"),
-        *((text, IDENTITY_TEXT, "has collapsed into the identity text") for text in ORDINARY),
-        (ORDINARY[0], "", "has collapsed into the identity text"),
+        *((text, f"Paris. {IDENTITY_TEXT}", "has collapsed into the identity text") for text in ORDINARY),
+        *((text, "I am a language model.", "has collapsed|does not name Paris") for text in ORDINARY),
+        ("What is the capital of France?", "Lyon.", "does not name Paris"),
+        ("Tell me a short story about a dog.", "", "has collapsed into the identity text"),
+        ("Who are you?", "I am Adam of ACME.", "does not name Ada"),
     ],
 )
 def test_a_bad_answer_fails_the_demo(question: str, answer: str, message: str) -> None:

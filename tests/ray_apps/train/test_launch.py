@@ -1,7 +1,10 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data_prep.errors import ConfigError, DataError, ModelError
 from data_prep.manifest import read_manifest
@@ -92,3 +95,61 @@ def test_more_workers_than_the_machine_has_are_refused_before_anything_is_writte
 def test_artifacts_are_on_a_disk(make_config: Callable[..., TrainConfig], field: str) -> None:
     with pytest.raises(ConfigError, match=rf"{field}: 's3://bucket/x' must be a path on a disk"):
         make_config(**{field: "s3://bucket/x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"attention": "flash_attention_2"},
+            r"train\.attention: 'flash_attention_2' is not valid here: it needs a GPU",
+        ),
+        ({"fsdp": {"cpu_offload": True}}, r"train\.fsdp\.cpu_offload: True is not valid here: there is no GPU"),
+        ({"lora": {"target_modules": ["lm_head"]}}, r"no linear layer of its own called lm_head; valid: down_proj, "),
+    ],
+)
+def test_what_only_a_worker_would_find_is_refused(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], message: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray_apps.train.launch._available", lambda: {"CPU": 3, "GPU": 0})
+    with pytest.raises(ConfigError, match=message):
+        check_run(make_config(**fields))
+
+
+def test_a_dataset_without_a_trained_token_is_refused(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
+    manifest = read_manifest(dataset)
+    manifest.model_copy(update={"train": manifest.train.model_copy(update={"trained_tokens": 0})}).write(dataset)
+    with pytest.raises(DataError, match="has no token to train on"):
+        check_run(make_config(dataset=str(dataset)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": "a/run"}, "run_dir: 'a/run' is not outside of output 'a/run'"),
+        ({"output": "a/run/model"}, "output: 'a/run/model' is not outside of run_dir 'a/run'"),
+        ({"model": "a/model", "output": "a/model"}, "output 'a/model'"),
+        ({"dataset": "a/run/dataset"}, "dataset: 'a/run/dataset' is not outside of run_dir 'a/run'"),
+    ],
+)
+def test_artifacts_lie_apart(make_config: Callable[..., TrainConfig], fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**{"run_dir": "a/run", **fields})
+
+
+def test_a_run_on_other_weights_is_another_run(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(tiny_model_dir, tmp_path / "moved")
+    config = make_config()
+    manifest = read_manifest(config.dataset)
+    receipt = run_receipt(config, manifest)
+    assert run_receipt(config.model_copy(update={"model": str(moved)}), manifest) == receipt
+    weights = load_file(moved / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    assert run_receipt(config.model_copy(update={"model": str(moved)}), manifest) != receipt

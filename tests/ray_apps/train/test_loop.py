@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export
+from ray_apps.train.launch import check_run
 from ray_apps.train.loop import count_steps, run_training
 
 CPU = torch.device("cpu")
@@ -157,6 +159,20 @@ def test_the_exported_model_is_an_ordinary_one(
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     base = load_file(tiny_model_dir / "model.safetensors")
     assert set(load_file(directory / "model.safetensors")) == set(base)
+
+
+def test_buffers_that_some_bases_store_do_not_stop_the_export(
+    make_config: Callable[..., TrainConfig], process_group: None, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Older conversions of LLaMA hold `rotary_emb.inv_freq`, which is computed on loading."""
+    base = shutil.copytree(tiny_model_dir, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    stored = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    config = make_config(model=str(base), max_steps=2)
+    check_run(config)
+    run_training(config, CPU, after_save=lambda measures: None)
+    assert exported(config).keys() == weights.keys()
 
 
 def test_a_non_finite_loss_stops_with_the_chats_of_its_batch(
