@@ -14,6 +14,7 @@ SHORT = ["train.max_steps=8", "train.checkpoint.every_steps=2", "data.context_le
 
 def test_a_model_that_learned_nothing_fails_the_demo(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    environment["COLUMNS"] = "160"
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
     command = [sys.executable, "-m", "ray_apps.cli", "demo", *SHORT]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

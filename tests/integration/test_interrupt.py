@@ -19,7 +19,7 @@ from tests import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-STEPS = 200
+STEPS = 60
 
 
 def vicuna(folder: Path, *arguments: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_prep_and_train_go_on_after_ctrl_c(folder: Path) -> None:
     vicuna(folder, "prep", "recipe.yaml")
 
     run = RunDir(folder / "run")
-    told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 20)
+    told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 12)
     assert told[-1] == "interrupted; the same command goes on from here"
     latest = run.latest_checkpoint()
     assert latest is not None
