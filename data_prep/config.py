@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -85,7 +86,7 @@ def _field_names(settings: type[BaseModel], path: list[str]) -> list[str]:
 def _is_on_a_disk(path: str) -> str:
     if "://" in path:
         raise ValueError(f"{path!r} must be a path on a disk; only models are read from object storage")
-    return path
+    return str(Path(path).expanduser())
 
 
 DiskPath = Annotated[str, Field(min_length=1), AfterValidator(_is_on_a_disk)]
@@ -129,6 +130,9 @@ class DataConfig(Settings):
     def _has_input(self) -> Self:
         if not self.sources and self.identity is None:
             raise ValueError("give sources, identity, or both")
+        output = Path(self.output).resolve()
+        if above := [source for source in self.sources if output.is_relative_to(Path(source).resolve())]:
+            raise ValueError(f"output: {self.output!r} is not outside of the source {above[0]!r}")
         if self.template not in TEMPLATES:
             raise ValueError(f"template: {self.template!r} is unknown; valid: {', '.join(sorted(TEMPLATES))}")
         return self

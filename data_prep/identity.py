@@ -59,10 +59,12 @@ def identity_conversations(
     """
     for field, value in (("name", name), ("maker", maker)):
         if not value.strip():
-            raise ConfigError(f"identity.{field}: {value!r} is empty; expected a name")
+            raise ConfigError(f"data.identity.{field}: {value!r} is empty; expected a name")
     chats = _in_turn(_categories(name, maker), random.Random(seed))  # noqa: S311 - not for secrets
     if count is not None and not 1 <= count <= len(chats):
-        raise ConfigError(f"identity.count: {count} is not valid; expected 1 to {len(chats)}, which is all there are")
+        raise ConfigError(
+            f"data.identity.count: {count} is not valid; expected 1 to {len(chats)}, which is all there are"
+        )
     return [_conversation(f"identity_{index}", chat) for index, chat in enumerate(chats[:count])]
 
 

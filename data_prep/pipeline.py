@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray.data
+from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.chat_template import get_template
 from data_prep.config import DataConfig, IdentityConfig
-from data_prep.errors import DataError
+from data_prep.conversation import Conversation
+from data_prep.errors import DataError, VicunaError
 from data_prep.identity import identity_conversations
 from data_prep.manifest import MANIFEST_NAME, Counts, Manifest, SourceFile, SplitCounts, read_manifest, split_counts
 from data_prep.pack import ROW_SCHEMA_VERSION
@@ -48,7 +50,7 @@ def prepare_dataset(
             (directory / split).mkdir()
         totals = _run(files, config, directory, on_progress)
         splits = {split: split_counts(totals[split], config.context_length) for split in SPLITS}
-        _check_filled(splits["train"], totals["dropped"])
+        _check_filled(splits, totals["dropped"])
         manifest = Manifest(
             row_schema_version=ROW_SCHEMA_VERSION,
             tokenizer_fingerprint=fingerprint(tokenizer),
@@ -69,10 +71,12 @@ def check_inputs(config: DataConfig) -> tuple[list[Path], PreTrainedTokenizerBas
 
     Raises:
         DataError: a source is missing or cannot be read.
-        ConfigError, ModelError: the template or the tokenizer cannot be used.
+        ConfigError, ModelError: the template, the tokenizer or the identity cannot be used.
     """
     check_replaceable(Path(config.output), MANIFEST_NAME, "data.output")
     files = _source_paths(config.sources)
+    if config.identity is not None:
+        _identity_chats(config.identity)
     tokenizer = load_tokenizer(config.tokenizer)
     check_template(get_template(config.template), tokenizer)
     return files, tokenizer
@@ -126,11 +130,22 @@ def _run(
     groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(partial(_groups, config=config))
     written = groups.map(partial(_write, config=config, directory=directory.absolute()))
     totals: dict[str, Counter[str]] = {name: Counter() for name in ("input", "dropped", *SPLITS)}
-    for row in written.iter_rows():
-        for section, counts in json.loads(row["counts"]).items():
-            totals[section].update(counts)
-        on_progress(sum(totals["input"][kind] for kind in ("records", "identity")))
+    try:
+        for row in written.iter_rows():
+            for section, counts in json.loads(row["counts"]).items():
+                totals[section].update(counts)
+            on_progress(sum(totals["input"][kind] for kind in ("records", "identity")))
+    except RayTaskError as error:
+        raise _cause(error) from None
     return totals
+
+
+def _cause(error: RayTaskError) -> VicunaError:
+    """What a task raised, as one line; Ray's own text holds every traceback on the way."""
+    cause = error.cause
+    if isinstance(cause, RayTaskError):
+        return _cause(cause)
+    return cause if isinstance(cause, VicunaError) else DataError(f"preparing the chats failed: {cause!r}")
 
 
 def _groups(item: dict[str, Any], *, config: DataConfig) -> Iterator[dict[str, Any]]:
@@ -139,14 +154,16 @@ def _groups(item: dict[str, Any], *, config: DataConfig) -> Iterator[dict[str, A
     if item["path"]:
         values = (record.value if record.error is None else None for record in read_records(Path(item["path"])))
     else:
-        identity = config.identity or IdentityConfig()
-        chats = identity_conversations(identity.name, identity.maker, count=identity.count)
-        values = (chat.to_record() for chat in chats)
+        values = (chat.to_record() for chat in _identity_chats(config.identity or IdentityConfig()))
     remaining = iter(values)
     number = 0
     while group := list(islice(remaining, config.group_size)):
         yield {"name": f"{item['number']:04d}-{number:05d}", "from": item["path"], "records": json.dumps(group)}
         number += 1
+
+
+def _identity_chats(identity: IdentityConfig) -> list[Conversation]:
+    return identity_conversations(identity.name, identity.maker, count=identity.count)
 
 
 def _write(item: dict[str, Any], *, config: DataConfig, directory: Path) -> dict[str, Any]:
@@ -171,7 +188,8 @@ def _counts(totals: dict[str, Counter[str]]) -> Counts:
     )
 
 
-def _check_filled(train: SplitCounts, dropped: Counter[str]) -> None:
-    if train.trained_tokens == 0:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "no records"
+def _check_filled(splits: dict[str, SplitCounts], dropped: Counter[str]) -> None:
+    if splits["train"].trained_tokens == 0:
+        left_out = {**dropped, "held_out": splits["eval"].conversations}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count) or "no records"
         raise DataError(f"data.sources: nothing is left to train on ({reasons})")

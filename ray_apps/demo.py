@@ -21,7 +21,9 @@ from typing import Any, TextIO, cast
 from rich.table import Table
 
 from data_prep.config import IdentityConfig
+from data_prep.conversation import Role
 from data_prep.errors import ConfigError, ModelError, VicunaError
+from data_prep.identity import identity_conversations
 from data_prep.manifest import MANIFEST_NAME
 from data_prep.storage import check_replaceable, write_text
 from ray_apps.console import console, stage
@@ -274,12 +276,14 @@ def check_answers(answers: dict[str, str], identity: IdentityConfig) -> None:
     Raises:
         DemoFailed: naming the question and the answer.
     """
+    chats = identity_conversations(identity.name, identity.maker)
+    taught = {message.content for chat in chats for message in chat.messages if message.role is Role.ASSISTANT}
     for question in QUESTIONS:
         answer = answers[question.text]
         wanted = [identity.name] * question.names_model + [identity.maker] * question.names_maker
         if missing := [word for word in (*wanted, *question.mentions) if not _names(answer, word)]:
             raise DemoFailed(f"{question.text!r}: the answer {answer!r} does not name {' and '.join(missing)}")
-        if question.is_ordinary and (not answer or _is_about_itself(answer, identity)):
+        if question.is_ordinary and (not answer or answer in taught or _is_about_itself(answer, identity)):
             raise DemoFailed(f"{question.text!r}: the answer {answer!r} has collapsed into the identity text")
 
 

@@ -17,7 +17,7 @@ from data_prep.errors import ModelError
 from data_prep.storage import local_model
 
 SHARD_BYTES = 2 * 2**30
-SAMPLES, SAMPLE_BYTES = 64, 16 * 2**10
+SAMPLE_BYTES = 4 * 2**10
 ORIGIN = "origin.json"  # what a model directory written here was made of
 
 
@@ -28,32 +28,64 @@ def local_model_dir(model: str) -> Path:
         ModelError: nothing is there, or it has no safetensors weights.
     """
     directory = local_model(model)
-    if not any(directory.glob("*.safetensors")):
-        raise ModelError(f"model {model!r}: it has no *.safetensors weights")
+    weight_files(directory)
     return directory
 
 
-def fingerprint_weights(directory: Path) -> str:
-    """What tells the weights of two models apart: a hash of names, types, shapes and a sample of the values.
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights: `model.safetensors`, or those that its index names.
 
-    Each file gives its header and `SAMPLES` pieces of `SAMPLE_BYTES`, evenly spread, so that 100 GB are looked at in a
-    moment. 16 hex digits.
+    A directory may hold the same weights in another form beside them (`consolidated.safetensors`).
+
+    Raises:
+        ModelError: there are none, or the index is not readable.
     """
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        size = path.stat().st_size
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except FileNotFoundError:
+        raise ModelError(f"model {str(directory)!r}: it has no *.safetensors weights") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"model {str(directory)!r}: {index.name} is not readable: {error}") from None
+    return [directory / name for name in sorted(names)]
+
+
+def fingerprint_model(directory: Path) -> str:
+    """What tells two models apart: a hash of config, tensor names, types and shapes, and of values of every tensor.
+
+    Of each tensor the first, the middle and the last `SAMPLE_BYTES` are read, so that 100 GB are looked at in seconds.
+    16 hex digits.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in weight_files(directory):
         with path.open("rb") as file:
-            header = file.read(8)
-            digest.update(header + file.read(int.from_bytes(header, "little")))
-            for number in range(SAMPLES):
-                file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size)
+            digest.update(header)
+            for name, tensor in sorted(json.loads(header).items()):
+                if name == "__metadata__":
+                    continue
+                start, end = tensor["data_offsets"]
+                for place in (start, (start + end - SAMPLE_BYTES) // 2, end - SAMPLE_BYTES):
+                    file.seek(8 + size + max(start, place))
+                    digest.update(file.read(min(SAMPLE_BYTES, end - start)))
     return digest.hexdigest()[:16]
+
+
+def tensor_names(directory: Path) -> set[str]:
+    """Names of all tensors."""
+    names: set[str] = set()
+    for path in weight_files(directory):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def stream_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of each tensor, one in memory at a time."""
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in weight_files(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 yield name, file.get_tensor(name)

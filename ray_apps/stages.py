@@ -46,7 +46,8 @@ def train_stage(
     config: TrainConfig, *, fresh: bool = False, on_records: Callable[[Records], None] = lambda records: None
 ) -> None:
     """A dataset and a base model to a finished run; resumes where an earlier attempt stopped."""
-    from ray_apps.train.launch import check_run, count_run_steps, run_receipt, train
+    from ray_apps.train.launch import check_run, count_run_steps, train
+    from ray_apps.train.receipt import run_receipt
 
     with stage("train") as shown:
         shown.update(0, text="checking")
@@ -94,7 +95,8 @@ def _summary(records: Records) -> str:
     losses = [record["loss"] for record in records if "loss" in record]
     recoveries = len(find_recoveries(records))
     restarts = f", resumed {recoveries} time{'s' if recoveries > 1 else ''}" if recoveries else ""
-    return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{restarts}" if losses else ""
+    attention = next((f", {record['attention']}" for record in records if "attention" in record), "")
+    return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{restarts}{attention}" if losses else ""
 
 
 def export_stage(config: TrainConfig, *, fresh: bool = False) -> Path:

@@ -1,6 +1,5 @@
 """The `train` section of a recipe."""
 
-import os
 from itertools import permutations
 from pathlib import Path
 from typing import Literal, Self
@@ -113,9 +112,10 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _directories_are_apart(self) -> Self:
-        places = {name: os.path.abspath(getattr(self, name)) for name in ("model", "dataset", "run_dir", "output")}
+        names = ("model", "dataset", "run_dir", "output")
+        places = {name: Path(getattr(self, name)).expanduser().resolve() for name in names}
         for (one, place), (other, above) in permutations(places.items(), 2):
-            if Path(place).is_relative_to(above) and {one, other} & {"run_dir", "output"}:
+            if place.is_relative_to(above) and {one, other} & {"run_dir", "output"}:
                 raise ValueError(f"{one}: {getattr(self, one)!r} is not outside of {other} {getattr(self, other)!r}")
         return self
 

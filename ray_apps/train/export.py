@@ -22,6 +22,7 @@ from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tens
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
+from ray_apps.train.receipt import run_receipt
 
 
 def check_output(config: TrainConfig) -> None:
@@ -52,7 +53,7 @@ def export(config: TrainConfig) -> Path:
     The weights have the type of the base's. The chat template is the one the dataset was made with.
 
     Raises:
-        RunError: the run has no complete checkpoint yet.
+        RunError: the run has no complete checkpoint yet, or was made of something else than `config` says.
     """
     run = RunDir(config.run_dir)
     latest = run.latest_checkpoint()
@@ -60,6 +61,8 @@ def export(config: TrainConfig) -> Path:
         raise RunError(f"train.run_dir: {config.run_dir!r} has no complete checkpoint; run `vicuna train` first")
     check_output(config)
     base = local_model_dir(config.model)
+    if run.receipt.exists():
+        run.check_receipt(run_receipt(config, read_manifest(config.dataset)))
     with written_aside(Path(config.output)) as directory:
         tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
         write_tensors(directory, tensors)
@@ -85,17 +88,20 @@ def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
     ).save_pretrained(directory)
 
 
-def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's tensor names with the checkpoint's values, about a shard in memory at a time.
+def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's tensors, without buffers that some bases store though they are computed on loading.
 
-    Buffers that are computed on loading and that some bases store all the same (`rotary_emb.inv_freq`) are left out.
+    `rotary_emb.inv_freq` is one. Anything else under a name that the model does not have is refused before a run.
     """
-    stored = check_causal_lm(base).state_dict().keys()
+    names = check_causal_lm(base).state_dict().keys()
+    return ((name, tensor) for name, tensor in stream_tensors(base) if name in names)
+
+
+def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
     group: dict[str, torch.dtype] = {}
     size = 0
-    for name, tensor in stream_tensors(base):
-        if name not in stored:
-            continue
+    for name, tensor in _weights(base):
         group[name] = tensor.dtype
         size += 4 * tensor.numel()
         if size >= SHARD_BYTES:
@@ -118,7 +124,7 @@ def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[
     """
     known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
-    for name, tensor in stream_tensors(base):
+    for name, tensor in _weights(base):
         adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
         if adapter.format("A") in adapters:
             delta = adapters.pop(adapter.format("B")) @ adapters.pop(adapter.format("A"))

@@ -18,34 +18,15 @@ from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.storage import check_replaceable
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.machine import count_gpus, usable_cpus
-from ray_apps.model_dir import fingerprint_weights, local_model_dir
-from ray_apps.models import check_causal_lm
+from ray_apps.model_dir import local_model_dir
 from ray_apps.run_dir import RECEIPT_NAME, RunDir
-from ray_apps.train.adapters import check_targets
 from ray_apps.train.attention import has_flash_attention
+from ray_apps.train.base_model import check_base
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import check_output
 from ray_apps.train.metrics import FAILED
+from ray_apps.train.receipt import run_receipt
 from ray_apps.train.worker import train_loop_per_worker
-
-# Settings that change where and how a run is computed, but not what it computes.
-NOT_IN_RECEIPT = {
-    "activation_checkpointing",
-    "attention",
-    "checkpoint",
-    "cpus_per_worker",
-    "dataset",
-    "fsdp",
-    "log_every_steps",
-    "max_failures",
-    "micro_batch_size",
-    "model",
-    "num_workers",
-    "output",
-    "run_dir",
-    "strategy",
-    "use_gpu",
-}
 
 
 def count_run_steps(config: TrainConfig, manifest: Manifest) -> int:
@@ -79,31 +60,12 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
             f"which is not that of train.model {config.model!r}; make it again with `vicuna prep --fresh`"
         )
-    model = check_causal_lm(directory)
-    if config.lora is not None:
-        check_targets(model, config.lora)
-    context: int | None = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and manifest.context_length > context:
-        raise ConfigError(
-            f"data.context_length: {manifest.context_length} is more than the {context} tokens that "
-            f"train.model {config.model!r} can attend to"
-        )
+    check_base(config, directory, manifest.context_length)
     count_run_steps(config, manifest)
     check_resources(config)
     check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
     check_output(config)
     return manifest
-
-
-def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
-    """What decides a run's outcome: the settings that matter, the base's weights, what the dataset was made of."""
-    settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
-    settings["model.weights"] = fingerprint_weights(local_model_dir(config.model))
-    dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
-    settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}
-    sources = sorted(source.sha256[:16] for source in manifest.sources)
-    counts = manifest.train.model_dump()
-    return {**settings, **{f"dataset.{key}": value for key, value in {**dataset, "sources": sources, **counts}.items()}}
 
 
 def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], None] = lambda records: None) -> None:
@@ -151,8 +113,11 @@ def _fit(config: TrainConfig, run: RunDir) -> None:
             trainer.fit()
         except Exception as error:
             raise RunError(f"training failed: {_root_cause(error)}") from error
-    if (last := run.read_metrics()[-1]).get("event") == FAILED:
-        raise RunError(f"training failed: {last['message']}")
+    records = run.read_metrics()
+    if not records:
+        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
+    if records[-1].get("event") == FAILED:
+        raise RunError(f"training failed: {records[-1]['message']}")
 
 
 @contextmanager

@@ -108,7 +108,8 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     strategy = build_strategy(config, device)
     state = restore_checkpoint(run, strategy)
     metrics = MetricsWriter(run, active=dist.get_rank() == 0, resumed_step=state.step)
-    metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids())
+    attention = choose_attention(config.attention, device)
+    metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids(), attention=attention)
     for step in range(state.step, num_steps):
         started = time.monotonic()
         try:

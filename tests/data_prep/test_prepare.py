@@ -18,7 +18,7 @@ TOKENIZER = tiny.byte_level()
 
 
 def config(**fields: Any) -> DataConfig:
-    values = {"output": "x", "tokenizer": "x", "sources": ["x"], "template": "chatml", "context_length": 128}
+    values = {"output": "x", "tokenizer": "x", "sources": ["chats.json"], "template": "chatml", "context_length": 128}
     return DataConfig.parse({**values, **fields})
 
 

@@ -1,15 +1,35 @@
-"""`vicuna demo` from its first stage to its verdict, with too few steps to learn anything: it must say so and fail."""
+"""`vicuna demo` through Ctrl-C to its verdict, with too few steps to learn anything: it must say so and fail."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+from ray_apps.run_dir import RunDir
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHORT = ["train.max_steps=8", "train.checkpoint.every_steps=2", "data.context_length=128", "data.identity.count=20"]
+
+
+def interrupt_in_training(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Start the demo and send it Ctrl-C when it has saved a checkpoint; hold that no process of it is left."""
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    run = RunDir(folder / "artifacts" / "demo" / "run")
+    deadline = time.monotonic() + 200
+    while run.latest_checkpoint() is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=90) == 130
+    assert [other for other in family if other.is_running() and other.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_model_that_learned_nothing_fails_the_demo(tmp_path: Path) -> None:
@@ -17,9 +37,13 @@ def test_a_model_that_learned_nothing_fails_the_demo(tmp_path: Path) -> None:
     environment["COLUMNS"] = "160"
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
     command = [sys.executable, "-m", "ray_apps.cli", "demo", *SHORT]
+    interrupt_in_training(command, tmp_path, environment)
+
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    stages = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("✓")]
-    assert stages == ["base", "prep", "train", "export", "serve"], done.stdout + done.stderr
+    stages = [line for line in done.stdout.splitlines() if line.startswith("✓")]
+    names = [line.split()[1] for line in stages]
+    assert names == ["base", "prep", "train", "export", "serve"], done.stdout + done.stderr
+    assert all(line.endswith("(already there)") for line in stages[:2])
     assert "was killed (SIGKILL) after step" in done.stdout
     assert "What is the capital of France?" in done.stdout
     assert done.returncode == 1

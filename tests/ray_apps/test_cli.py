@@ -150,6 +150,8 @@ def test_every_wrong_field_gets_a_line(tmp_path: Path) -> None:
         ("prep recipe.yaml data.sources=[serve.yaml]", "serve.yaml: cannot be read; valid are files that end in"),
         ("prep recipe.yaml data.tokenizer=./nowhere", "model './nowhere': no such directory"),
         ("prep recipe.yaml data.tokenizer=other/model", "model 'other/model': not a directory here, and the hub did"),
+        ("prep recipe.yaml data.identity.count=99999", "data.identity.count: 99999 is not valid; expected 1 to "),
+        ("prep recipe.yaml data.output=chats.json/new", "data.output: 'chats.json/new' is not outside of the source "),
         ("prep recipe.yaml data.output=model", "data.output: 'model' "),
         ("train recipe.yaml train.dataset=nowhere", "dataset 'nowhere': there is no manifest.json; make one with"),
         ("train recipe.yaml train.model=nowhere", "model 'nowhere': no such directory"),
@@ -252,7 +254,7 @@ def test_a_dataset_of_another_version_is_refused(mistake: Mistake) -> None:
 
 def begin_run(**overrides: Any) -> RunDir:
     """A run of the recipe that has begun."""
-    from ray_apps.train.launch import run_receipt
+    from ray_apps.train.receipt import run_receipt
 
     settings = [f"train.{name}={value}" for name, value in overrides.items()]
     config = train_section(load_recipe("recipe.yaml", settings), "recipe.yaml")

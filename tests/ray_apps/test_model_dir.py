@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from data_prep.errors import ModelError
-from ray_apps.model_dir import local_model_dir, stream_tensors, write_tensors
+from ray_apps.model_dir import fingerprint_model, local_model_dir, stream_tensors, write_tensors
 
 Tensors = dict[str, torch.Tensor]
 SMALL = 50_000
@@ -92,3 +92,18 @@ def test_a_directory_without_weights_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         local_model_dir(str(tmp_path))
     assert str(caught.value) == f"model {str(tmp_path)!r}: it has no *.safetensors weights"
+
+
+def test_a_fingerprint_sees_every_tensor_and_the_config(tiny_model_dir: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = {f"layer.{number}": torch.zeros(300, 300) for number in range(40)}
+    write_tensors(directory, weights.items())
+    seen = {fingerprint_model(directory)}
+    for name in weights:
+        changed = weights | {name: torch.ones(300, 300)}
+        write_tensors(directory, changed.items())
+        seen.add(fingerprint_model(directory))
+    (directory / "config.json").write_text("{}")
+    seen.add(fingerprint_model(directory))
+    assert len(seen) == 42
+    assert fingerprint_model(directory) in seen

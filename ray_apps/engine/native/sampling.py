@@ -20,7 +20,8 @@ def sample_token(logits: Tensor, sampling: SamplingParams, generator: torch.Gene
     """Draw one token from `logits` `[vocabulary]`; the likeliest one at temperature 0."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    # Divided by a tiny temperature, all but the likeliest become -inf, and none +inf.
+    probabilities = torch.softmax((logits.float() - logits.max()) / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         probabilities = keep_nucleus(probabilities, sampling.top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))

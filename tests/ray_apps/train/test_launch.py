@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from data_prep.errors import ConfigError, DataError, ModelError
 from data_prep.manifest import read_manifest
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.launch import check_run, count_run_steps, run_receipt
+from ray_apps.train.launch import check_run, count_run_steps
+from ray_apps.train.receipt import run_receipt
 from tests import tiny
 
 

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.errors import RunError
+from data_prep.manifest import read_manifest
+from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export
 from ray_apps.train.launch import check_run
 from ray_apps.train.loop import count_steps, run_training
+from ray_apps.train.receipt import run_receipt
 
 CPU = torch.device("cpu")
 
@@ -161,18 +164,38 @@ def test_the_exported_model_is_an_ordinary_one(
     assert set(load_file(directory / "model.safetensors")) == set(base)
 
 
-def test_buffers_that_some_bases_store_do_not_stop_the_export(
-    make_config: Callable[..., TrainConfig], process_group: None, tiny_model_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_what_some_bases_store_besides_their_weights_does_not_stop_the_export(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    lora: dict[str, int] | None,
 ) -> None:
-    """Older conversions of LLaMA hold `rotary_emb.inv_freq`, which is computed on loading."""
+    """Older conversions of LLaMA hold `rotary_emb.inv_freq`, which is computed on loading; Mistral's, a second form."""
     base = shutil.copytree(tiny_model_dir, tmp_path / "base")
     weights = load_file(base / "model.safetensors")
     stored = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
-    config = make_config(model=str(base), max_steps=2)
+    save_file({"layers.0.attention.wq.weight": torch.ones(8)}, base / "consolidated.safetensors")
+    config = make_config(model=str(base), max_steps=2, lora=lora)
     check_run(config)
     run_training(config, CPU, after_save=lambda measures: None)
     assert exported(config).keys() == weights.keys()
+    check_causal_lm(Path(config.output))
+
+
+def test_a_run_is_exported_with_the_settings_it_was_made_with(
+    make_config: Callable[..., TrainConfig], process_group: None
+) -> None:
+    config = make_config(max_steps=2, lora={"r": 4, "alpha": 16})
+    RunDir(config.run_dir).check_receipt(run_receipt(config, read_manifest(config.dataset)))
+    run_training(config, CPU, after_save=lambda measures: None)
+    other = make_config(max_steps=2, lora={"r": 4, "alpha": 160})
+    with pytest.raises(RunError, match=r"holds a run made with other settings: lora\.alpha \(16 → 160\)"):
+        export(other)
+    assert not Path(config.output).exists()
+    export(config)
 
 
 def test_a_non_finite_loss_stops_with_the_chats_of_its_batch(

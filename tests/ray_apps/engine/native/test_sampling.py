@@ -51,3 +51,7 @@ def test_every_seed_that_the_api_admits_is_taken() -> None:
 def test_a_lower_temperature_makes_the_likeliest_token_likelier() -> None:
     logits = torch.tensor([0.0, 1.0])
     assert sum(draw(logits, temperature=0.1)) > sum(draw(logits, temperature=2.0))
+
+
+def test_the_smallest_temperature_takes_the_likeliest_token() -> None:
+    assert set(draw(torch.tensor([1.0, 9.0, 3.0]), temperature=1e-38)) == {1}

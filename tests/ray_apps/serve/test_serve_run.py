@@ -1,0 +1,72 @@
+"""The config file at the top level through Ray Serve's own command."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.ray
+
+
+@contextmanager
+def serve_run(folder: Path, model: str) -> Iterator[tuple[str, Path]]:
+    """`serve run` on a free port with `model` in the demo's place; gives the URL and the file of what it prints."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"]["model"] = model
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serve_config.yaml", "--address", "local"]
+    output = folder / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+    family = []
+    try:
+        yield f"http://127.0.0.1:{port}", output
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=60)
+        for other in psutil.wait_procs(family, timeout=10)[1]:
+            other.kill()
+
+
+def wait_for_text(output: Path, text: str) -> str:
+    deadline = time.monotonic() + 120
+    while text not in output.read_text():
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.2)
+    return output.read_text()
+
+
+def test_the_config_file_serves_as_it_is(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "artifacts").symlink_to(tiny_model_dir.parent)
+    with serve_run(tmp_path, f"artifacts/{tiny_model_dir.name}") as (url, output):
+        wait_for_text(output, "is ready at")
+        request = {"model": tiny_model_dir.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=60)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] > 0
+
+
+def test_an_absent_model_is_one_clear_line(tmp_path: Path) -> None:
+    with serve_run(tmp_path, "artifacts/demo/model") as (_, output):
+        line = "model directory artifacts/demo/model does not exist; run `make demo` or set args.model"
+        assert "Traceback" not in wait_for_text(output, line)

@@ -1,0 +1,84 @@
+"""A base that would be trained wrongly, not at all, or could not be exported is refused before a run."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from data_prep.errors import ConfigError, ModelError
+from ray_apps.train.base_model import check_base
+from ray_apps.train.config import TrainConfig
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def refusal(make_config: Callable[..., TrainConfig], directory: Path, context_length: int = 32) -> str:
+    with pytest.raises((ModelError, ConfigError)) as caught:
+        check_base(make_config(model=str(directory)), directory, context_length)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_built_otherwise_is_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "base")
+    assert "a GPT2LMHeadModel cannot be trained here: it has no decoder layers" in refusal(
+        make_config, tmp_path / "base"
+    )
+
+
+def test_weights_stored_under_other_names_are_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = MixtralConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    assert "its files have another name for " in refusal(make_config, tmp_path / "base")
+
+
+def test_weights_without_their_prefix_are_refused(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "bare")
+    weights = load_file(directory / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    save_file(bare, directory / "model.safetensors", metadata={"format": "pt"})
+    assert "its files have another name for 20 weights" in refusal(make_config, directory)
+
+
+@pytest.mark.parametrize(("window", "context_length", "valid"), [(16, 32, False), (32, 32, True), (None, 32, True)])
+def test_rows_longer_than_a_sliding_window_are_refused(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, window: int | None, context_length: int, valid: bool
+) -> None:
+    MistralForCausalLM(MistralConfig(**SMALL, sliding_window=window)).save_pretrained(tmp_path / "base")
+    if valid:
+        check_base(make_config(model=str(tmp_path / "base")), tmp_path / "base", context_length)
+    else:
+        assert "data.context_length: 32 is more than the 16 tokens of the sliding" in refusal(
+            make_config, tmp_path / "base"
+        )
+
+
+def test_other_forms_of_the_weights_and_stored_buffers_are_passed_over(
+    make_config: Callable[..., TrainConfig], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "both")
+    other: dict[str, Any] = {"layers.0.attention.wq.weight": torch.ones(2)}
+    save_file(other, directory / "consolidated.safetensors", metadata={"format": "pt"})
+    check_base(make_config(model=str(directory)), directory, 32)
