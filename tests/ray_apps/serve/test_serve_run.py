@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,18 +48,24 @@ def serve_run(folder: Path, model: str) -> Iterator[tuple[str, Path]]:
             other.kill()
 
 
-def wait_for_text(output: Path, text: str) -> str:
+def wait_for(condition: Callable[[], bool], output: Path) -> None:
     deadline = time.monotonic() + 120
-    while text not in output.read_text():
+    while not condition():
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.2)
-    return output.read_text()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_the_config_file_serves_as_it_is(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "artifacts").symlink_to(tiny_model_dir.parent)
     with serve_run(tmp_path, f"artifacts/{tiny_model_dir.name}") as (url, output):
-        wait_for_text(output, "is ready at")
+        wait_for(lambda: is_healthy(url), output)
         request = {"model": tiny_model_dir.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=60)
         assert answer.status_code == 200
@@ -69,4 +75,5 @@ def test_the_config_file_serves_as_it_is(tiny_model_dir: Path, tmp_path: Path) -
 def test_an_absent_model_is_one_clear_line(tmp_path: Path) -> None:
     with serve_run(tmp_path, "artifacts/demo/model") as (_, output):
         line = "model directory artifacts/demo/model does not exist; run `make demo` or set args.model"
-        assert "Traceback" not in wait_for_text(output, line)
+        wait_for(lambda: line in output.read_text(), output)
+        assert "Traceback" not in output.read_text()
