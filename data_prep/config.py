@@ -1,6 +1,7 @@
 """Strict settings: the base of every settings class, one-line errors, and the `data` section of a recipe."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,11 +87,16 @@ def _field_names(settings: type[BaseModel], path: list[str]) -> list[str]:
 def _is_on_a_disk(path: str) -> str:
     if "://" in path:
         raise ValueError(f"{path!r} must be a path on a disk; only models are read from object storage")
-    return str(Path(path).expanduser())
+    return os.path.expanduser(path)  # keeps `./demo`, which is not the keyword `demo`
 
 
 DiskPath = Annotated[str, Field(min_length=1), AfterValidator(_is_on_a_disk)]
 """A file or directory on a disk that every node sees."""
+
+
+def real_path(path: str) -> Path:
+    """Where `path` leads, whether anything is there or not; never raises, not even for a loop of links."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 class IdentityConfig(Settings):
@@ -102,6 +108,10 @@ class IdentityConfig(Settings):
     """Who it says it was made by."""
     count: int | None = Field(None, ge=1)
     """How many conversations; all there are if not given."""
+
+
+DEMO = "demo"
+"""The source that names the chats that come along."""
 
 
 class DataConfig(Settings):
@@ -130,8 +140,9 @@ class DataConfig(Settings):
     def _has_input(self) -> Self:
         if not self.sources and self.identity is None:
             raise ValueError("give sources, identity, or both")
-        output = Path(self.output).resolve()
-        if above := [source for source in self.sources if output.is_relative_to(Path(source).resolve())]:
+        output = real_path(self.output)
+        folders = [source for source in self.sources if source != DEMO]
+        if above := [source for source in folders if output.is_relative_to(real_path(source))]:
             raise ValueError(f"output: {self.output!r} is not outside of the source {above[0]!r}")
         if self.template not in TEMPLATES:
             raise ValueError(f"template: {self.template!r} is unknown; valid: {', '.join(sorted(TEMPLATES))}")

@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.chat_template import get_template
-from data_prep.config import DataConfig, IdentityConfig
+from data_prep.config import DEMO, DataConfig, IdentityConfig
 from data_prep.conversation import Conversation
 from data_prep.errors import DataError, VicunaError
 from data_prep.identity import identity_conversations
@@ -83,14 +83,14 @@ def check_inputs(config: DataConfig) -> tuple[list[Path], PreTrainedTokenizerBas
 
 
 def _source_paths(sources: Sequence[str]) -> list[Path]:
-    named = [str(DEMO_CHATS) if source == "demo" else source for source in sources]
+    named = [str(DEMO_CHATS) if source == DEMO else source for source in sources]
     return expand_sources(named)
 
 
 def _describe(path: Path) -> SourceFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = "demo" if path == DEMO_CHATS else str(path)
+    name = DEMO if path == DEMO_CHATS else str(path)
     return SourceFile(path=name, num_bytes=path.stat().st_size, sha256=digest)
 
 
@@ -125,7 +125,9 @@ def _run(
     inputs: list[dict[str, Any]] = [{"path": str(path), "number": number} for number, path in enumerate(files, start=1)]
     if config.identity is not None:
         inputs.append({"path": "", "number": 0})
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # or only "UDF failed" arrives here
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # on_progress tells how far the job is
     groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(partial(_groups, config=config))
     written = groups.map(partial(_write, config=config, directory=directory.absolute()))
@@ -141,11 +143,14 @@ def _run(
 
 
 def _cause(error: RayTaskError) -> VicunaError:
-    """What a task raised, as one line; Ray's own text holds every traceback on the way."""
+    """What a task raised, as one line; Ray adds lines of advice to it, and its own text holds every traceback."""
     cause = error.cause
     if isinstance(cause, RayTaskError):
         return _cause(cause)
-    return cause if isinstance(cause, VicunaError) else DataError(f"preparing the chats failed: {cause!r}")
+    reason = next(iter(str(cause).splitlines()), "")
+    if isinstance(cause, VicunaError):
+        return type(cause)(reason)
+    return DataError(f"preparing the chats failed: {type(cause).__name__}: {reason}")
 
 
 def _groups(item: dict[str, Any], *, config: DataConfig) -> Iterator[dict[str, Any]]:

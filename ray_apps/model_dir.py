@@ -45,11 +45,11 @@ def weight_files(directory: Path) -> list[Path]:
         return [whole]
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
+        return [directory / name for name in sorted(names)]
     except FileNotFoundError:
         raise ModelError(f"model {str(directory)!r}: it has no *.safetensors weights") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"model {str(directory)!r}: {index.name} is not readable: {error}") from None
-    return [directory / name for name in sorted(names)]
 
 
 def fingerprint_model(directory: Path) -> str:

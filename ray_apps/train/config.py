@@ -1,12 +1,11 @@
 """The `train` section of a recipe."""
 
 from itertools import permutations
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.config import DiskPath, Settings
+from data_prep.config import DiskPath, Settings, real_path
 
 
 class LoraSettings(Settings):
@@ -113,7 +112,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _directories_are_apart(self) -> Self:
         names = ("model", "dataset", "run_dir", "output")
-        places = {name: Path(getattr(self, name)).expanduser().resolve() for name in names}
+        places = {name: real_path(getattr(self, name)) for name in names}
         for (one, place), (other, above) in permutations(places.items(), 2):
             if place.is_relative_to(above) and {one, other} & {"run_dir", "output"}:
                 raise ValueError(f"{one}: {getattr(self, one)!r} is not outside of {other} {getattr(self, other)!r}")

@@ -34,8 +34,24 @@ def check_output(config: TrainConfig) -> None:
     check_replaceable(Path(config.output), ORIGIN, "train.output")
 
 
+def check_run_settings(config: TrainConfig) -> None:
+    """Refuse to take the run for one of other settings.
+
+    Raises:
+        RunError: naming each setting that differs.
+    """
+    run = RunDir(config.run_dir)
+    if run.receipt.exists():
+        run.check_receipt(run_receipt(config, read_manifest(config.dataset)))
+
+
 def is_exported(config: TrainConfig) -> bool:
-    """Whether `config.output` already is the run's newest complete checkpoint."""
+    """Whether `config.output` already is the run's newest complete checkpoint.
+
+    Raises:
+        RunError: the run was made of something else than `config` says.
+    """
+    check_run_settings(config)
     latest = RunDir(config.run_dir).latest_checkpoint()
     origin = Path(config.output) / ORIGIN
     return latest is not None and origin.exists() and json.loads(origin.read_text()) == _origin(config, latest[0])
@@ -61,8 +77,7 @@ def export(config: TrainConfig) -> Path:
         raise RunError(f"train.run_dir: {config.run_dir!r} has no complete checkpoint; run `vicuna train` first")
     check_output(config)
     base = local_model_dir(config.model)
-    if run.receipt.exists():
-        run.check_receipt(run_receipt(config, read_manifest(config.dataset)))
+    check_run_settings(config)
     with written_aside(Path(config.output)) as directory:
         tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
         write_tensors(directory, tensors)

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -128,3 +129,23 @@ def test_a_wrong_data_section_is_one_line(fields: dict[str, Any], line: str) -> 
     lines = refused(DataConfig, data(**fields), "data")
     assert len(lines) == 1
     assert lines[0].startswith(line)
+
+
+def test_a_path_keeps_its_spelling_and_the_keyword_its_meaning() -> None:
+    assert DataConfig.parse(data(sources=["./demo"])).sources == ["./demo"]
+    assert DataConfig.parse(data(sources=["demo"], output="demo/ds")).output == "demo/ds"
+    assert refused(DataConfig, data(sources=["./demo"], output="demo/ds")) == [
+        "output: 'demo/ds' is not outside of the source './demo'"
+    ]
+
+
+def test_a_home_is_found_and_one_that_is_not_there_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert DataConfig.parse(data(output="~/out")).output == f"{tmp_path}/out"
+    assert DataConfig.parse(data(output="~nosuchuser/out")).output == "~nosuchuser/out"
+
+
+def test_a_loop_of_links_is_a_path_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    config = DataConfig.parse(data(output=str(tmp_path / "loop"), sources=[str(tmp_path / "loop2")]))
+    assert config.output == str(tmp_path / "loop")

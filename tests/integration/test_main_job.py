@@ -12,9 +12,9 @@ from openai import OpenAI
 from safetensors.torch import load_file
 
 from data_prep.config import DataConfig
-from data_prep.errors import DataError
+from data_prep.errors import DataError, ModelError
 from data_prep.pack import table_to_rows
-from data_prep.pipeline import prepare_dataset
+from data_prep.pipeline import _run, prepare_dataset
 from ray_apps.demo import Saboteur
 from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
@@ -106,6 +106,17 @@ def test_nothing_half_written_is_left_after_an_error(cluster: None, tiny_model_d
     with pytest.raises(DataError, match=r"nothing is left to train on \(1 no_messages\)"):
         prepare_dataset(config)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_what_a_task_raises_is_one_line_with_its_reason(
+    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = data_config(chats, tiny_model_dir, tmp_path / "dataset")
+    files = [chats / "b.jsonl"]
+    with pytest.raises(DataError, match=r"^preparing the chats failed: FileNotFoundError: .*nowhere.*\.parquet.*$"):
+        _run(files, config, tmp_path / "nowhere", lambda records: None)
+    with pytest.raises(ModelError, match=r"^model '/no/model': no such directory$"):
+        _run(files, config.model_copy(update={"tokenizer": "/no/model"}), tmp_path, lambda records: None)
 
 
 def train_config(tiny_model_dir: Path, dataset: Path, run_dir: Path, output: Path) -> TrainConfig:

@@ -107,3 +107,14 @@ def test_a_fingerprint_sees_every_tensor_and_the_config(tiny_model_dir: Path, tm
     seen.add(fingerprint_model(directory))
     assert len(seen) == 42
     assert fingerprint_model(directory) in seen
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}', '{"weight_map": {"a": 1}}']
+)
+def test_a_malformed_index_is_one_clear_line(tiny_model_dir: Path, tmp_path: Path, index: str) -> None:
+    shutil.copy(tiny_model_dir / "config.json", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json is not readable") as caught:
+        local_model_dir(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from ray_apps.engine.protocol import SamplingParams
 
+MIN_TEMPERATURE = 1e-5
+"""Below it the likeliest token is certain to more than float32 can tell, and the division would overflow."""
+
 
 def make_generator(sampling: SamplingParams, device: torch.device) -> torch.Generator:
     """A request's own random numbers: the same for the same seed, fresh without one."""
@@ -18,10 +21,9 @@ def make_generator(sampling: SamplingParams, device: torch.device) -> torch.Gene
 
 def sample_token(logits: Tensor, sampling: SamplingParams, generator: torch.Generator) -> int:
     """Draw one token from `logits` `[vocabulary]`; the likeliest one at temperature 0."""
-    if sampling.temperature == 0:
+    if sampling.temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
-    # Divided by a tiny temperature, all but the likeliest become -inf, and none +inf.
-    probabilities = torch.softmax((logits.float() - logits.max()) / sampling.temperature, dim=-1)
+    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         probabilities = keep_nucleus(probabilities, sampling.top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -19,7 +19,7 @@ from data_prep.manifest import read_manifest
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.export import export
+from ray_apps.train.export import export, is_exported
 from ray_apps.train.launch import check_run
 from ray_apps.train.loop import count_steps, run_training
 from ray_apps.train.receipt import run_receipt
@@ -196,6 +196,9 @@ def test_a_run_is_exported_with_the_settings_it_was_made_with(
         export(other)
     assert not Path(config.output).exists()
     export(config)
+    assert is_exported(config)
+    with pytest.raises(RunError, match="holds a run made with other settings"):
+        is_exported(other)
 
 
 def test_a_non_finite_loss_stops_with_the_chats_of_its_batch(

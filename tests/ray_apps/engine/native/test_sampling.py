@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,5 +54,6 @@ def test_a_lower_temperature_makes_the_likeliest_token_likelier() -> None:
     assert sum(draw(logits, temperature=0.1)) > sum(draw(logits, temperature=2.0))
 
 
-def test_the_smallest_temperature_takes_the_likeliest_token() -> None:
-    assert set(draw(torch.tensor([1.0, 9.0, 3.0]), temperature=1e-38)) == {1}
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-6, 1e-5])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float) -> None:
+    assert set(draw(torch.tensor([-1e4, 1e4, 3.0]), temperature=temperature)) == {1}
