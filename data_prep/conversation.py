@@ -4,7 +4,7 @@ A conversation is an optional system message, then user and assistant messages i
 source is read into, every filter works on and every template renders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -30,6 +30,23 @@ class DropReason(StrEnum):
     ROLES_NOT_ALTERNATING = "roles_not_alternating"
     NO_ANSWER = "no_answer"
     TOO_LONG = "too_long"
+    EXCLUDED = "excluded"
+    TOO_SHORT = "too_short"
+    LANGUAGE = "language"
+    EMPTY_ANSWER = "empty_answer"
+    ERROR_MESSAGE = "error_message"
+    BLOCKED_PHRASE = "blocked_phrase"
+    PLUGIN = "plugin"
+    DIGIT_RUN = "digit_run"
+    BROKEN_LIST = "broken_list"
+    NON_PRINTABLE = "non_printable"
+    REPEATED_LINES = "repeated_lines"
+    MODERATION = "moderation"
+    DUPLICATE_ID = "duplicate_id"
+    DUPLICATE_EXCHANGE = "duplicate_exchange"
+    NEAR_DUPLICATE = "near_duplicate"
+    EVALUATION_QUESTION = "evaluation_question"
+    NOT_SAMPLED = "not_sampled"
 
 
 class InvalidConversation(ValueError):  # noqa: N818 - named for what it is
@@ -116,10 +133,17 @@ ROLE_NAMES = {
 }
 
 
-def conversation_from_record(record: Any) -> Conversation:
-    """Read a ShareGPT record (`conversations`: `from`, `value`) or an OpenAI record (`messages`: `role`, `content`).
+def conversation_from_record(
+    record: Any,
+    *,
+    default_id: str | None = None,
+    repair: Callable[[Sequence[Message]], Sequence[Message]] = lambda messages: messages,
+) -> Conversation:
+    """Read a ShareGPT record (`conversations`: `from`, `value`), an OpenAI one (`messages`: `role`, `content`) or an
+    Alpaca one (`instruction`, `input`, `output`).
 
-    A message may carry `weight`. Nothing is repaired here: a record that breaks the rule is refused.
+    A message may carry `weight`. `default_id` names a record without an id; `repair` is given the messages before they
+    are judged. A record that breaks the rule is refused.
 
     Raises:
         InvalidConversation: `reason` says what is wrong.
@@ -128,11 +152,21 @@ def conversation_from_record(record: Any) -> Conversation:
         raise InvalidConversation(DropReason.UNREADABLE, f"expected an object, found {type(record).__name__}")
     identifier = record.get("id")
     if identifier is None or identifier == "":
-        raise InvalidConversation(DropReason.MISSING_ID, "field 'id' is missing")
-    messages = record.get("conversations", record.get("messages"))
+        if default_id is None:
+            raise InvalidConversation(DropReason.MISSING_ID, "field 'id' is missing")
+        identifier = default_id
+    messages = _alpaca(record) if "instruction" in record else record.get("conversations", record.get("messages"))
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidConversation(DropReason.NO_MESSAGES, "field 'conversations' or 'messages' must be a filled list")
-    return Conversation(str(identifier), tuple(_read_message(index, message) for index, message in enumerate(messages)))
+    read = [_read_message(index, message) for index, message in enumerate(messages)]
+    return Conversation(str(identifier), tuple(repair(read)))
+
+
+def _alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An instruction with its input below, and the output (Taori et al. 2023)."""
+    asked, given = record["instruction"], record.get("input")
+    question = f"{asked}\n\n{given}" if isinstance(asked, str) and isinstance(given, str) and given else asked
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": record.get("output")}]
 
 
 def _read_message(index: int, message: Any) -> Message:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from data_prep.config import Settings
 from data_prep.errors import DataError
@@ -40,18 +41,38 @@ class SplitCounts(Settings):
 
 
 class Counts(Settings):
-    """Where every record went: `records + identity + split_parts = dropped + train + eval conversations`."""
+    """What came in and went out of each step.
 
-    records: int
-    """Records read, bad ones included."""
-    identity: int
-    """Identity conversations added."""
-    split_parts: int
+    Every record and every part of a chat is accounted for:
+    `records + split_parts + repeated = sum(dropped) + train + eval conversations`.
+    """
+
+    records: int = 0
+    """Records read, bad ones and identity conversations included."""
+    read: int = 0
+    """Records that are conversations, and were to be taken."""
+    repaired: int = 0
+    """Conversations that lost an answer before the first question, or a question after the last answer."""
+    html_messages: int = 0
+    """Messages whose HTML became Markdown."""
+    filtered: int = 0
+    """Conversations that passed the filters."""
+    judged: int = 0
+    """Conversations that passed moderation and hold no evaluation question."""
+    split_parts: int = 0
     """Conversations more, since long ones were split."""
-    with_lost_bytes: int
+    repeated: int = 0
+    """Conversations more, since some are taken several times."""
+    truncated: int = 0
+    """Conversations whose last answer was cut off where the row ends."""
+    truncated_tokens: int = 0
+    """Tokens of these answers that were cut off."""
+    with_lost_bytes: int = 0
     """Conversations with characters that the tokenizer has no tokens for: their rows are without these."""
-    dropped: dict[str, int]
-    """Conversations left out, by reason."""
+    masked: dict[str, int] = Field(default={})
+    """Answers that are not trained on, by reason."""
+    dropped: dict[str, int] = Field(default={})
+    """Conversations, or parts of them, left out, by reason."""
 
 
 class Manifest(Settings):
@@ -62,6 +83,9 @@ class Manifest(Settings):
     template: str
     context_length: int
     counts: Counts
+    histograms: dict[str, dict[str, int]]
+    """Conversations by language and by number of messages, parts by number of tokens (the power of two at or below),
+    training rows by the share that is filled, in steps of 5 %."""
     train: SplitCounts
     eval: SplitCounts
     sources: list[SourceFile]

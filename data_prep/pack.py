@@ -15,15 +15,27 @@ import pyarrow as pa
 
 from data_prep.tokenizer import EncodedChat
 
-ROW_SCHEMA_VERSION = 1
+ROW_SCHEMA_VERSION = 2
 ROW_SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
         "weights": pa.list_(pa.float32()),
         "document_lengths": pa.list_(pa.int32()),
         "document_ids": pa.list_(pa.string()),
+        "document_sources": pa.list_(pa.string()),
+        "document_parts": pa.list_(pa.int32()),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A chat in tokens, or a part of one, and where it is from: `part` is the index of its first message."""
+
+    id: str
+    tokens: EncodedChat
+    source: str = ""
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +43,16 @@ class Row:
     """One training row of `tokens` ids: chats one after another.
 
     `input_ids`: int32 `[tokens]`. `weights`: float32 `[tokens]`, 0 where a token is context only.
-    `document_lengths`: tokens of each chat, in order. `document_ids`: where each came from.
+    `document_lengths`: tokens of each chat, in order. `document_ids`, `document_sources`, `document_parts`: where each
+    came from.
     """
 
     input_ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     document_lengths: tuple[int, ...]
     document_ids: tuple[str, ...]
+    document_sources: tuple[str, ...]
+    document_parts: tuple[int, ...]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -65,19 +80,21 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sorted(sorted(members) for members in bins)
 
 
-def make_rows(chats: Sequence[tuple[str, EncodedChat]], context_length: int, *, pack: bool) -> list[Row]:
-    """Rows of at most `context_length` tokens from `(id, chat)` pairs; without `pack` each chat is a row of its own."""
-    lengths = [len(chat.input_ids) for _, chat in chats]
-    bins = best_fit(lengths, context_length) if pack else [[index] for index in range(len(chats))]
-    return [_join([chats[index] for index in members]) for members in bins]
+def make_rows(documents: Sequence[Document], context_length: int, *, pack: bool) -> list[Row]:
+    """Rows of at most `context_length` tokens; without `pack` each document is a row of its own."""
+    lengths = [len(document.tokens.input_ids) for document in documents]
+    bins = best_fit(lengths, context_length) if pack else [[index] for index in range(len(documents))]
+    return [_join([documents[index] for index in members]) for members in bins]
 
 
-def _join(chats: Sequence[tuple[str, EncodedChat]]) -> Row:
+def _join(documents: Sequence[Document]) -> Row:
     return Row(
-        input_ids=np.concatenate([chat.input_ids for _, chat in chats]),
-        weights=np.concatenate([chat.weights for _, chat in chats]),
-        document_lengths=tuple(len(chat.input_ids) for _, chat in chats),
-        document_ids=tuple(identifier for identifier, _ in chats),
+        input_ids=np.concatenate([document.tokens.input_ids for document in documents]),
+        weights=np.concatenate([document.tokens.weights for document in documents]),
+        document_lengths=tuple(len(document.tokens.input_ids) for document in documents),
+        document_ids=tuple(document.id for document in documents),
+        document_sources=tuple(document.source for document in documents),
+        document_parts=tuple(document.part for document in documents),
     )
 
 
@@ -86,23 +103,33 @@ def position_ids(document_lengths: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.arange(length, dtype=np.int64) for length in document_lengths])
 
 
+def count_rows(rows: Sequence[Row]) -> dict[str, int]:
+    """Rows, conversations, tokens and trained tokens."""
+    return {
+        "rows": len(rows),
+        "conversations": sum(len(row.document_ids) for row in rows),
+        "tokens": sum(len(row.input_ids) for row in rows),
+        "trained_tokens": sum(int((row.weights > 0).sum()) for row in rows),
+    }
+
+
 def rows_to_table(rows: Sequence[Row]) -> pa.Table:
     """The rows as an Arrow table of `ROW_SCHEMA`."""
-    columns = {
-        "input_ids": [row.input_ids for row in rows],
-        "weights": [row.weights for row in rows],
-        "document_lengths": [row.document_lengths for row in rows],
-        "document_ids": [row.document_ids for row in rows],
-    }
-    return pa.table({name: pa.array(values, ROW_SCHEMA.field(name).type) for name, values in columns.items()})
+    arrays = {field.name: pa.array([getattr(row, field.name) for row in rows], field.type) for field in ROW_SCHEMA}
+    return pa.table(arrays)
 
 
 def table_to_rows(table: pa.Table) -> Iterator[Row]:
     """The rows of an Arrow table of `ROW_SCHEMA`."""
     for index in range(table.num_rows):
+        lengths, ids, sources, parts = (
+            tuple(table[f"document_{name}"][index].as_py()) for name in ("lengths", "ids", "sources", "parts")
+        )
         yield Row(
             input_ids=table["input_ids"][index].values.to_numpy(),
             weights=table["weights"][index].values.to_numpy(),
-            document_lengths=tuple(table["document_lengths"][index].as_py()),
-            document_ids=tuple(table["document_ids"][index].as_py()),
+            document_lengths=lengths,
+            document_ids=ids,
+            document_sources=sources,
+            document_parts=parts,
         )

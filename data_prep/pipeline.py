@@ -1,145 +1,253 @@
-"""The dataset job on Ray Data: groups of records in, part-files and counts out. The only file here that imports ray."""
+"""The dataset job on Ray Data: groups of records to chats in tokens, then, without duplicates, to rows.
 
-import hashlib
+The only file here that imports ray. Records flow through one streaming job into the work directory; then the duplicates
+are found among the keys of all chats, and a second job packs each group. Nothing depends on how the work is shared out.
+"""
+
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.chat_template import get_template
-from data_prep.config import DEMO, DataConfig, IdentityConfig
-from data_prep.conversation import Conversation
+from data_prep.config import DataConfig
+from data_prep.conversation import DropReason
+from data_prep.dedup import Duplicate, entries, find_duplicates, only_first, split_order
 from data_prep.errors import DataError, VicunaError
-from data_prep.identity import identity_conversations
-from data_prep.manifest import MANIFEST_NAME, Counts, Manifest, SourceFile, SplitCounts, read_manifest, split_counts
+from data_prep.groups import chunk_name, group_of, pack_group, prepare_chunk, read_chunks
+from data_prep.inputs import InputFile, check_inputs, find_dataset
+from data_prep.manifest import Counts, Manifest, split_counts
 from data_prep.pack import ROW_SCHEMA_VERSION
-from data_prep.prepare import SPLITS, write_group
-from data_prep.sources import expand_sources, read_records
-from data_prep.storage import check_replaceable, written_aside
-from data_prep.tokenizer import check_template, fingerprint, load_tokenizer
+from data_prep.prepare import COUNTERS, NUM_SAMPLES, SPLITS
+from data_prep.report import write_report
+from data_prep.storage import written_aside
+from data_prep.tokenizer import fingerprint
+from data_prep.work import REJECT_SCHEMA, WorkDir
 
-DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
+REJECTS_NAME = "rejects.parquet"
+HISTOGRAMS = ("languages", "turns", "tokens", "fill")
+REJECTS_NAME = "rejects.parquet"
+
+Progress = Callable[[int, float], None]
+
+# What is under way between reading and preparing, so that memory does not grow with the input.
+_BLOCK_BYTES = 1 << 20
+_STORE_BYTES = 256 << 20
+# Entries that are looked through in one process; above, they are shared out by their keys.
+_ENTRIES_AT_ONCE = 4_000_000
+_SIGNED_ENTRIES_AT_ONCE = 400_000
 
 
 def prepare_dataset(
-    config: DataConfig, *, fresh: bool = False, on_progress: Callable[[int], None] = lambda records: None
+    config: DataConfig, *, fresh: bool = False, on_progress: Progress = lambda records, share: None
 ) -> Manifest:
     """Write the dataset that `config` describes, or give the manifest of the one that is there already.
 
-    The directory appears whole or not at all. `on_progress` is told the number of records done so far.
+    The directory appears whole or not at all. A job that was killed goes on from the chunks it had finished.
+    `on_progress` is told the number of records done so far, and the share of the input's bytes.
 
     Raises:
         DataError: a source is missing, nothing is left to train on, or another dataset is in the way.
-        ConfigError, ModelError: the template or the tokenizer cannot be used.
+        ConfigError, ModelError: a setting or the tokenizer cannot be used.
     """
-    output = Path(config.output)
     if not fresh and (found := find_dataset(config)):
         return found
     files, tokenizer = check_inputs(config)
-    with written_aside(output) as directory:
-        for split in SPLITS:
-            (directory / split).mkdir()
-        totals = _run(files, config, directory, on_progress)
-        splits = {split: split_counts(totals[split], config.context_length) for split in SPLITS}
-        _check_filled(splits, totals["dropped"])
-        manifest = Manifest(
-            row_schema_version=ROW_SCHEMA_VERSION,
-            tokenizer_fingerprint=fingerprint(tokenizer),
-            template=config.template,
-            context_length=config.context_length,
-            counts=_counts(totals),
-            **splits,
-            sources=[_describe(path) for path in files],
-            config=config.model_dump(),
-            versions={package: version(package) for package in ("tokenizers", "transformers", "vicuna-ray")},
+    job = _Job(config, files, tokenizer)
+    try:
+        return job.run(on_progress)
+    except RayTaskError as error:
+        raise _cause(error) from None
+
+
+class _Job:
+    """One dataset in the making."""
+
+    def __init__(self, config: DataConfig, files: Sequence[InputFile], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.files = files
+        self.tokenizer_fingerprint = fingerprint(tokenizer)
+        self.versions = {name: version(name) for name in ("tokenizers", "transformers", "vicuna-ray")}
+        self.work = WorkDir.of(Path(config.output).absolute())
+
+    def run(self, on_progress: Progress) -> Manifest:
+        self.work.open(
+            {
+                "config": self.config.model_dump(),
+                "sources": [file.described.model_dump() for file in self.files],
+                "tokenizer": self.tokenizer_fingerprint,
+                "versions": self.versions,
+            }
         )
-        manifest.write(directory)
-    return manifest
-
-
-def check_inputs(config: DataConfig) -> tuple[list[Path], PreTrainedTokenizerBase]:
-    """The files of the sources and the tokenizer; refuses, before anything starts, what could only fail later.
-
-    Raises:
-        DataError: a source is missing or cannot be read.
-        ConfigError, ModelError: the template, the tokenizer or the identity cannot be used.
-    """
-    check_replaceable(Path(config.output), MANIFEST_NAME, "data.output")
-    files = _source_paths(config.sources)
-    if config.identity is not None:
-        _identity_chats(config.identity)
-    tokenizer = load_tokenizer(config.tokenizer)
-    check_template(get_template(config.template), tokenizer)
-    return files, tokenizer
-
-
-def _source_paths(sources: Sequence[str]) -> list[Path]:
-    named = [str(DEMO_CHATS) if source == DEMO else source for source in sources]
-    return expand_sources(named)
-
-
-def _describe(path: Path) -> SourceFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = DEMO if path == DEMO_CHATS else str(path)
-    return SourceFile(path=name, num_bytes=path.stat().st_size, sha256=digest)
-
-
-def find_dataset(config: DataConfig) -> Manifest | None:
-    """The manifest of the dataset at `config.output`, if it was made of the same chats by the same recipe.
-
-    Raises:
-        DataError: a source is missing, or something else is in the way.
-    """
-    output = Path(config.output)
-    sources = [_describe(path) for path in _source_paths(config.sources)]
-    if not output.exists():
-        return None
-    if not (output / MANIFEST_NAME).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"data.output: {str(output)!r} exists and is not a dataset; choose another directory")
-    if not (output / MANIFEST_NAME).exists():
-        return None
-    manifest = read_manifest(output)
-    made_alike = manifest.config == config.model_dump() and manifest.sources == sources
-    if made_alike and manifest.tokenizer_fingerprint == fingerprint(load_tokenizer(config.tokenizer)):
+        self._prepare(on_progress)
+        duplicates = self._duplicates()
+        try:
+            manifest = self._assemble(duplicates)
+        except DataError:
+            self.work.remove()
+            raise
+        self.work.remove()
         return manifest
-    raise DataError(
-        f"data.output: {str(output)!r} holds a dataset made from other chats, settings or tokenizer files; "
-        "choose another directory, or replace it with --fresh"
-    )
+
+    def _prepare(self, on_progress: Progress) -> None:
+        """Read all chunks and keep their chats in the work directory."""
+        inputs: list[dict[str, Any]] = [
+            {"file": number, "path": file.path, "source": file.source.model_dump()}
+            for number, file in enumerate(self.files, start=1)
+        ]
+        if self.config.identity is not None:
+            inputs.append({"file": 0, "path": "", "source": {}})
+        _set_up_ray_data()
+        groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(
+            partial(read_chunks, config=self.config, work=self.work), num_cpus=0
+        )
+        records = num_bytes = 0
+        all_bytes = sum(file.described.num_bytes for file in self.files)
+        for row in groups.map(partial(prepare_chunk, config=self.config, work=self.work)).iter_rows():
+            records += row["records"]
+            num_bytes += row["num_bytes"]
+            on_progress(records, num_bytes / max(1, all_bytes))
+
+    def _duplicates(self) -> dict[str, dict[int, tuple[str, str]]]:
+        """Reason and detail of each duplicate, by its group and its position in the file."""
+        dedup = self.config.dedup
+        if not dedup.exact and dedup.near is None:
+            return {}
+        names = self.work.names()
+        most = _ENTRIES_AT_ONCE if dedup.near is None else _SIGNED_ENTRIES_AT_ONCE
+        num_entries = sum(self.work.num_keys(name) for name in names) * (2 if dedup.near is None else 18)
+        if num_entries <= most:
+            tables = [entries(self.work.read_keys(name)) for name in names]
+            found = find_duplicates(pa.concat_tables(tables), dedup.near) if tables else []
+        else:
+            found = _shuffled_duplicates(self.work, names, dedup.near, num_partitions=-(-num_entries // most))
+        return self._by_group(found)
+
+    def _by_group(self, found: Sequence[Duplicate]) -> dict[str, dict[int, tuple[str, str]]]:
+        place: defaultdict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
+        for duplicate in found:
+            file, position = split_order(duplicate.order)
+            first_file, first_position = split_order(duplicate.first)
+            detail = f"record {first_position} of {self.files[first_file - 1].name}"
+            group = group_of(chunk_name(file, position // self.config.chunk_size), self.config)
+            place[group][position] = (duplicate.reason.value, detail)
+        return place
+
+    def _assemble(self, duplicates: Mapping[str, Mapping[int, tuple[str, str]]]) -> Manifest:
+        """Pack every group and write the dataset."""
+        counts, samples = self._gathered()
+        with written_aside(Path(self.config.output)) as directory:
+            for split in SPLITS:
+                (directory / split).mkdir()
+            rejects: dict[str, pa.Table] = {}
+            totals = {split: Counter[str]() for split in SPLITS}
+            for row in self._pack(duplicates, directory.absolute()):
+                packed = json.loads(row["counts"])
+                for split in SPLITS:
+                    totals[split].update(packed[split])
+                counts["steps"]["repeated"] += packed["repeated"]
+                counts["fill"].update(packed["fill"])
+                rejects[row["name"]] = pa.ipc.open_stream(row["rejects"]).read_all()
+            left_out = pa.concat_tables([REJECT_SCHEMA.empty_table(), *(rejects[name] for name in sorted(rejects))])
+            pq.write_table(left_out, directory / REJECTS_NAME, compression="zstd")
+            counts["dropped"] = Counter(left_out["reason"].to_pylist())
+            manifest = self._manifest(counts, totals)
+            _check_filled(manifest)
+            manifest.write(directory)
+            write_report(directory, manifest, samples)
+        return manifest
+
+    def _gathered(self) -> tuple[dict[str, Counter[str]], list[dict[str, Any]]]:
+        """Counts of all chunks, and the sample of their chats."""
+        counts = {subject: Counter[str]() for subject in (*COUNTERS, "fill")}
+        samples: list[tuple[str, dict[str, Any]]] = []
+        for name in self.work.names():
+            chunk_counts, chunk_samples = self.work.read_done(name)
+            for subject, counted in chunk_counts.items():
+                counts[subject].update(counted)
+            samples = sorted([*samples, *chunk_samples], key=lambda sample: sample[0])[:NUM_SAMPLES]
+        return counts, [record for _, record in samples]
+
+    def _pack(
+        self, duplicates: Mapping[str, Mapping[int, tuple[str, str]]], directory: Path
+    ) -> Iterable[dict[str, Any]]:
+        groups = {
+            name: list(chunks) for name, chunks in groupby(self.work.names(), lambda name: group_of(name, self.config))
+        }
+        tasks = [
+            {"name": name, "chunks": chunks, "duplicates": json.dumps(list(duplicates.get(name, {}).items()))}
+            for name, chunks in groups.items()
+        ]
+        if not tasks:
+            return []
+        pack = partial(pack_group, config=self.config, work=self.work, directory=directory)
+        rows: Iterable[dict[str, Any]] = (
+            ray.data.from_items(tasks, override_num_blocks=min(len(tasks), 64)).map(pack).iter_rows()
+        )
+        return rows
+
+    def _manifest(self, counts: Mapping[str, Counter[str]], totals: Mapping[str, Counter[str]]) -> Manifest:
+        steps = counts["steps"]
+        return Manifest(
+            row_schema_version=ROW_SCHEMA_VERSION,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            template=self.config.template,
+            context_length=self.config.context_length,
+            counts=Counts(
+                **{name: steps[name] for name in Counts.model_fields if name not in ("dropped", "masked")},
+                dropped=dict(sorted(counts["dropped"].items())),
+                masked=dict(sorted(counts["masked"].items())),
+            ),
+            histograms={subject: dict(sorted(counts[subject].items())) for subject in HISTOGRAMS},
+            **{split: split_counts(totals[split], self.config.context_length) for split in SPLITS},
+            sources=[file.described for file in self.files],
+            config=self.config.model_dump(),
+            versions=self.versions,
+        )
 
 
-def _run(
-    files: Sequence[Path], config: DataConfig, directory: Path, on_progress: Callable[[int], None]
-) -> dict[str, Counter[str]]:
-    """Run every group; sums of their counts by section."""
-    inputs: list[dict[str, Any]] = [{"path": str(path), "number": number} for number, path in enumerate(files, start=1)]
-    if config.identity is not None:
-        inputs.append({"path": "", "number": 0})
+def _set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # or only "UDF failed" arrives here
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=_STORE_BYTES)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # on_progress tells how far the job is
-    groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(partial(_groups, config=config))
-    written = groups.map(partial(_write, config=config, directory=directory.absolute()))
-    totals: dict[str, Counter[str]] = {name: Counter() for name in ("input", "dropped", *SPLITS)}
-    try:
-        for row in written.iter_rows():
-            for section, counts in json.loads(row["counts"]).items():
-                totals[section].update(counts)
-            on_progress(sum(totals["input"][kind] for kind in ("records", "identity")))
-    except RayTaskError as error:
-        raise _cause(error) from None
-    return totals
+
+
+def _shuffled_duplicates(
+    work: WorkDir, names: Sequence[str], near: float | None, num_partitions: int
+) -> list[Duplicate]:
+    """As `find_duplicates` over all groups, with the entries shared out by their keys: Ray's shuffle, which spills."""
+
+    def read(names: pa.Table) -> pa.Table:
+        table = pa.concat_tables([entries(work.read_keys(name)) for name in names["name"].to_pylist()])
+        partitions = [int.from_bytes(key.as_py()[:4]) % num_partitions for key in table["key"]]
+        return table.append_column("partition", pa.array(partitions, pa.int64()))
+
+    def find(table: pa.Table) -> pa.Table:
+        found = find_duplicates(table.drop_columns(["partition"]), near)
+        columns = list(zip(*found, strict=True)) or [(), (), ()]
+        types = {"order": pa.int64(), "reason": pa.string(), "first": pa.int64()}
+        return pa.table(
+            {name: pa.array(values, type_) for (name, type_), values in zip(types.items(), columns, strict=True)}
+        )
+
+    chunks = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+    dataset = chunks.map_batches(read, batch_size=None, batch_format="pyarrow")
+    grouped = dataset.groupby("partition", num_partitions=num_partitions)
+    rows = grouped.map_groups(find, batch_format="pyarrow").take_all()
+    return only_first(Duplicate(row["order"], DropReason(row["reason"]), row["first"]) for row in rows)
 
 
 def _cause(error: RayTaskError) -> VicunaError:
@@ -153,48 +261,8 @@ def _cause(error: RayTaskError) -> VicunaError:
     return DataError(f"preparing the chats failed: {type(cause).__name__}: {reason}")
 
 
-def _groups(item: dict[str, Any], *, config: DataConfig) -> Iterator[dict[str, Any]]:
-    """The records of one input, `group_size` at a time. An unreadable record is kept as null, to be counted."""
-    values: Iterable[Any]
-    if item["path"]:
-        values = (record.value if record.error is None else None for record in read_records(Path(item["path"])))
-    else:
-        values = (chat.to_record() for chat in _identity_chats(config.identity or IdentityConfig()))
-    remaining = iter(values)
-    number = 0
-    while group := list(islice(remaining, config.group_size)):
-        yield {"name": f"{item['number']:04d}-{number:05d}", "from": item["path"], "records": json.dumps(group)}
-        number += 1
-
-
-def _identity_chats(identity: IdentityConfig) -> list[Conversation]:
-    return identity_conversations(identity.name, identity.maker, count=identity.count)
-
-
-def _write(item: dict[str, Any], *, config: DataConfig, directory: Path) -> dict[str, Any]:
-    counts = write_group(item["name"], json.loads(item["records"]), config, directory)
-    kind = "records" if item["from"] else "identity"
-    sections = {
-        "input": {kind: counts["records"], **{name: counts[name] for name in ("split_parts", "with_lost_bytes")}},
-        "dropped": counts["dropped"],
-        **{split: counts[split] for split in SPLITS},
-    }
-    return {"counts": json.dumps(sections)}
-
-
-def _counts(totals: dict[str, Counter[str]]) -> Counts:
-    read = totals["input"]
-    return Counts(
-        records=read["records"],
-        identity=read["identity"],
-        split_parts=read["split_parts"],
-        with_lost_bytes=read["with_lost_bytes"],
-        dropped=dict(sorted(totals["dropped"].items())),
-    )
-
-
-def _check_filled(splits: dict[str, SplitCounts], dropped: Counter[str]) -> None:
-    if splits["train"].trained_tokens == 0:
-        left_out = {**dropped, "held_out": splits["eval"].conversations}
+def _check_filled(manifest: Manifest) -> None:
+    if manifest.train.trained_tokens == 0:
+        left_out = {**manifest.counts.dropped, "held_out": manifest.eval.conversations}
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count) or "no records"
         raise DataError(f"data.sources: nothing is left to train on ({reasons})")

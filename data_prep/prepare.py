@@ -1,132 +1,287 @@
-"""One group of records to training rows: read, clean, split, tokenise, mask, pack. A pure function but for one file.
+"""One chunk of records: read, clean, filter, split, tokenise, mask; then, without the duplicates, pack.
 
-A group is the unit of work: its rows depend on its own records alone, and they go to part-files of its own.
+A chunk is the unit of work: its chats depend on its own records alone. A group of chunks is packed together: its rows
+depend on its chats, and on which of them are duplicates of chats elsewhere. Pure functions; `work.py` keeps what they
+give in files.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from hashlib import blake2b
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.chat_template import get_template
 from data_prep.config import DataConfig
+from data_prep.contamination import EvaluationQuestions
 from data_prep.conversation import Conversation, DropReason, InvalidConversation, Message, conversation_from_record
+from data_prep.dedup import Key, make_key, record_order
+from data_prep.filters import detect_language, drop_reason, mask_bad_answers, repair_order
 from data_prep.html_to_markdown import html_to_markdown
-from data_prep.pack import Row, make_rows, rows_to_table
-from data_prep.split import is_held_out, split_conversation
-from data_prep.tokenizer import EncodedChat, encode_chats, has_tokens_for, load_tokenizer, special_tokens
+from data_prep.moderation import Moderator
+from data_prep.pack import Document, Row, make_rows
+from data_prep.split import is_held_out, num_copies, split_conversation
+from data_prep.tokenizer import EncodedChat, Memo, encode_chats, has_tokens_for, special_tokens
 
 SPLITS = ("train", "eval")
+COUNTERS = ("steps", "dropped", "masked", "languages", "turns", "tokens")
+NUM_SAMPLES = 10
+
+
+class Item(NamedTuple):
+    """One record of a chunk: its position in its file, its value, or why there is none."""
+
+    position: int
+    value: Any
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Records of one file that follow each other. `file` counts the files; `deduplicate`: they may be duplicates."""
+
+    file: int
+    source: str
+    items: Sequence[Item]
+    weight: float = 1.0
+    deduplicate: bool = True
+
+
+class Reject(NamedTuple):
+    """A chat, or a part of one, that is left out."""
+
+    source: str
+    position: int
+    id: str
+    part: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A part of a chat in tokens, ready to be packed. `position` is that of its record; `copies` how often it comes."""
+
+    position: int
+    document: Document
+    held_out: bool
+    copies: int
 
 
 @dataclass
-class GroupResult:
-    """Rows of one group by part, and where each of its records went."""
+class Prepared:
+    """What one chunk gave. `counts` has one counter a subject; `samples` are cleaned chats by a hash of their id."""
 
-    rows: dict[str, list[Row]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    dropped: Counter[str] = field(default_factory=Counter)
-    records: int = 0
-    split_parts: int = 0
-    with_lost_bytes: int = 0
-
-    def drop(self, reason: DropReason) -> None:
-        """Count one conversation that is left out."""
-        self.dropped[reason.value] += 1
+    chats: list[Chat] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTERS})
+    samples: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-def prepare_group(records: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> GroupResult:
-    """Turn the values of one group of records, None where a record could not be read, into rows."""
-    result = GroupResult(records=len(records))
-    conversations = list(_read(records, result))
-    result.with_lost_bytes = sum(not _has_tokens_for(tokenizer, conversation) for conversation in conversations)
-    encoded = list(_encode(conversations, config, tokenizer, result))
-    for split in SPLITS:
-        held_out = split == "eval"
-        chats = [(part, chat) for whole, part, chat in encoded if is_held_out(whole, config.eval_fraction) == held_out]
-        result.rows[split] = make_rows(chats, config.context_length, pack=config.pack)
-    return result
+@dataclass(frozen=True)
+class Preparation:
+    """What every chunk is prepared with."""
+
+    config: DataConfig
+    tokenizer: PreTrainedTokenizerBase
+    moderator: Moderator
+    questions: EvaluationQuestions | None = None
+
+    def prepare(self, chunk: Chunk) -> Prepared:
+        """Turn the records of `chunk` into chats in tokens, each record into at least one, or a reject."""
+        return _Work(self, chunk).run()
 
 
-def _read(records: Sequence[Any], result: GroupResult) -> Iterator[Conversation]:
-    for record in records:
-        try:
-            conversation = conversation_from_record(record)
-        except InvalidConversation as error:
-            result.drop(error.reason)
-            continue
-        if not conversation.has_answer:
-            result.drop(DropReason.NO_ANSWER)
-        elif "conversations" in record:  # ShareGPT's form, which may hold the page's HTML
-            yield replace(conversation, messages=tuple(map(_clean, conversation.messages)))
-        else:
-            yield conversation
+class _Work:
+    """The steps of one chunk, in order; each yields what the next one takes, and rejects the rest."""
+
+    def __init__(self, preparation: Preparation, chunk: Chunk) -> None:
+        self.preparation, self.config, self.chunk = preparation, preparation.config, chunk
+        self.result = Prepared()
+        self.steps = self.result.counts["steps"]
+
+    def run(self) -> Prepared:
+        read = list(self._read())
+        judged = self._without_questions(self._moderated(list(self._filtered(read))))
+        self._encode(list(self._keyed(judged)))
+        return self.result
+
+    def _reject(self, position: int, chat: str, part: int, reason: DropReason, detail: str = "") -> None:
+        self.result.rejects.append(Reject(self.chunk.source, position, chat, part, reason.value, detail))
+        self.result.counts["dropped"][reason.value] += 1
+
+    def _read(self) -> Iterator[tuple[int, Conversation]]:
+        """Records as conversations: repaired, and page HTML as Markdown."""
+        excluded = set(self.config.exclude_ids)
+        for position, value, error in self.chunk.items:
+            self.steps["records"] += 1
+            if error is not None:
+                self._reject(position, "", 0, DropReason.UNREADABLE, error)
+                continue
+            try:
+                conversation = conversation_from_record(
+                    value, default_id=f"{PurePath(self.chunk.source).name}-{position}", repair=self._repair
+                )
+            except InvalidConversation as problem:
+                identifier = value.get("id", "") if isinstance(value, Mapping) else ""
+                self._reject(position, str(identifier or ""), 0, problem.reason, str(problem))
+                continue
+            if conversation.id in excluded:
+                self._reject(position, conversation.id, 0, DropReason.EXCLUDED)
+            elif self._copies(conversation) == 0:
+                self._reject(position, conversation.id, 0, DropReason.NOT_SAMPLED)
+            else:
+                self.steps["read"] += 1
+                yield position, self._clean(conversation) if "conversations" in value else conversation
+
+    def _repair(self, messages: Sequence[Message]) -> Sequence[Message]:
+        repaired = repair_order(messages)
+        self.steps["repaired"] += len(repaired) < len(messages)
+        return repaired
+
+    def _clean(self, conversation: Conversation) -> Conversation:
+        messages = tuple(
+            message if "<" not in message.content and "&" not in message.content else _clean_message(message)
+            for message in conversation.messages
+        )
+        if all(new is old for new, old in zip(messages, conversation.messages, strict=True)):
+            return conversation
+        self.steps["html_messages"] += sum(
+            new.content != old.content for new, old in zip(messages, conversation.messages, strict=True)
+        )
+        return replace(conversation, messages=messages)
+
+    def _filtered(self, chats: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
+        for position, conversation in chats:
+            masked, faults = mask_bad_answers(conversation, self.config.filters)
+            language = detect_language(conversation)
+            reason = drop_reason(masked, faults, language, self.config.filters)
+            if reason is not None:
+                self._reject(position, conversation.id, 0, reason, language if reason is DropReason.LANGUAGE else "")
+                continue
+            self.steps["filtered"] += 1
+            self.result.counts["masked"].update(fault.value for fault in faults)
+            self.result.counts["languages"][language] += 1
+            self.result.counts["turns"][str(len(conversation.turns))] += 1
+            yield position, masked
+
+    def _moderated(self, chats: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
+        flags = self.preparation.moderator.flags([conversation for _, conversation in chats])
+        for (position, conversation), flag in zip(chats, flags, strict=True):
+            if flag is not None:
+                self._reject(position, conversation.id, 0, DropReason.MODERATION, flag)
+                continue
+            yield position, conversation
+
+    def _without_questions(self, chats: Iterator[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
+        questions = self.preparation.questions
+        for position, conversation in chats:
+            question = None if questions is None else questions.found_in(conversation)
+            if question is not None:
+                self._reject(position, conversation.id, 0, DropReason.EVALUATION_QUESTION, question)
+                continue
+            self.steps["judged"] += 1
+            yield position, conversation
+
+    def _keyed(self, chats: Iterator[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
+        dedup = self.config.dedup
+        for position, conversation in chats:
+            if self.chunk.deduplicate and (dedup.exact or dedup.near is not None):
+                order = record_order(self.chunk.file, position)
+                self.result.keys.append(make_key(conversation, order, dedup))
+            yield position, conversation
+
+    def _encode(self, chats: Sequence[tuple[int, Conversation]]) -> None:
+        template, tokenizer = get_template(self.config.template), self.preparation.tokenizer
+        tokens, memo = special_tokens(tokenizer), Memo()
+
+        def encode(batch: Sequence[Conversation]) -> list[EncodedChat]:
+            return encode_chats(tokenizer, [template.render(conversation, tokens) for conversation in batch], memo)
+
+        def count(conversation: Conversation) -> int:
+            return len(encode([conversation])[0].input_ids)
+
+        whole = encode([conversation for _, conversation in chats])
+        for (position, conversation), encoded in zip(chats, whole, strict=True):
+            self._sample(conversation)
+            self.steps["with_lost_bytes"] += not all(
+                has_tokens_for(tokenizer, message.content) for message in conversation.messages
+            )
+            if len(encoded.input_ids) <= self.config.context_length:
+                self._keep(position, conversation, 0, conversation, encoded)
+                continue
+            parts = list(split_conversation(conversation, count, self.config.context_length))
+            self.steps["split_parts"] += len(parts) - 1
+            start = 0
+            for part, part_encoded in zip(parts, encode(parts), strict=True):
+                self._keep(position, conversation, start, part, part_encoded)
+                start += len(part.turns)
+
+    def _keep(self, position: int, whole: Conversation, start: int, part: Conversation, encoded: EncodedChat) -> None:
+        most = self.config.context_length
+        if len(encoded.input_ids) > most and self.config.oversize_round == "truncate_answer":
+            self.steps["truncated"] += 1
+            self.steps["truncated_tokens"] += int((encoded.weights[most:] > 0).sum())
+            encoded = EncodedChat(encoded.input_ids[:most], encoded.weights[:most])
+        if len(encoded.input_ids) > most:
+            self._reject(position, whole.id, start, DropReason.TOO_LONG, f"{len(encoded.input_ids)} tokens")
+            return
+        if not encoded.weights.any():
+            reason = DropReason.NO_ANSWER if len(encoded.input_ids) < most else DropReason.TOO_LONG
+            self._reject(position, whole.id, start, reason, "no trained token in this part")
+            return
+        self.result.counts["tokens"][str(_bucket(len(encoded.input_ids)))] += 1
+        document = Document(part.id, encoded, self.chunk.source, start)
+        held_out = is_held_out(whole.id, self.config.eval_fraction)
+        self.result.chats.append(Chat(position, document, held_out, self._copies(whole)))
+
+    def _copies(self, conversation: Conversation) -> int:
+        return num_copies(conversation.id, self.chunk.weight)
+
+    def _sample(self, conversation: Conversation) -> None:
+        """Keep the chats of the smallest hashes: a sample that does not depend on how the work was shared out."""
+        place = blake2b(conversation.id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"sample").hexdigest()
+        self.result.samples.append((place, conversation.to_record()))
+        self.result.samples.sort(key=lambda sample: sample[0])
+        del self.result.samples[NUM_SAMPLES:]
 
 
-def _has_tokens_for(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
-    return all(has_tokens_for(tokenizer, message.content) for message in conversation.messages)
-
-
-def _clean(message: Message) -> Message:
+def _clean_message(message: Message) -> Message:
     return replace(message, content=html_to_markdown(message.content, message.role))
 
 
-def _encode(
-    conversations: Sequence[Conversation],
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    result: GroupResult,
-) -> Iterator[tuple[str, str, EncodedChat]]:
-    """The id of each chat, the id of each of its parts, and the part in tokens."""
-    template, tokens = get_template(config.template), special_tokens(tokenizer)
-
-    def encode(batch: Sequence[Conversation]) -> list[EncodedChat]:
-        return encode_chats(tokenizer, [template.render(conversation, tokens) for conversation in batch])
-
-    def count(conversation: Conversation) -> int:
-        return len(encode([conversation])[0].input_ids)
-
-    for conversation, chat in zip(conversations, encode(conversations), strict=True):
-        if len(chat.input_ids) <= config.context_length:
-            yield conversation.id, conversation.id, chat
-            continue
-        parts = list(split_conversation(conversation, count, config.context_length))
-        result.split_parts += len(parts) - 1
-        for part, part_chat in zip(parts, encode(parts), strict=True):
-            if len(part_chat.input_ids) > config.context_length:
-                result.drop(DropReason.TOO_LONG)
-            elif not part.has_answer:
-                result.drop(DropReason.NO_ANSWER)
-            else:
-                yield conversation.id, part.id, part_chat
+def _bucket(length: int) -> int:
+    """The power of two at or below `length`."""
+    return 1 << (length.bit_length() - 1)
 
 
-def write_group(name: str, records: Sequence[Any], config: DataConfig, directory: Path) -> dict[str, Any]:
-    """Prepare one group and write its rows to `directory/<split>/part-<name>.parquet`; returns plain counts."""
-    result = prepare_group(records, config, cached_tokenizer(config.tokenizer))
-    counts: dict[str, Any] = {
-        "records": result.records,
-        "split_parts": result.split_parts,
-        "with_lost_bytes": result.with_lost_bytes,
-        "dropped": dict(result.dropped),
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one group by part, its duplicates, and how many chats more there are since some come several times."""
+
+    rows: dict[str, list[Row]]
+    rejects: list[Reject]
+    repeated: int
+
+
+def pack_chats(chats: Sequence[Chat], duplicates: Mapping[int, tuple[str, str]], config: DataConfig) -> Packed:
+    """Pack one group without the chats at the positions of `duplicates` (reason and detail by position)."""
+    rejects = [
+        Reject(chat.document.source, chat.position, chat.document.id, chat.document.part, *duplicates[chat.position])
+        for chat in chats
+        if chat.position in duplicates
+    ]
+    kept = [chat for chat in chats if chat.position not in duplicates]
+    rows = {
+        split: make_rows(
+            [chat.document for chat in kept if chat.held_out == (split == "eval") for _ in range(chat.copies)],
+            config.context_length,
+            pack=config.pack,
+        )
+        for split in SPLITS
     }
-    for split, rows in result.rows.items():
-        if rows:
-            pq.write_table(rows_to_table(rows), directory / split / f"part-{name}.parquet", compression="zstd")
-        counts[split] = {
-            "rows": len(rows),
-            "conversations": sum(len(row.document_ids) for row in rows),
-            "tokens": sum(len(row.input_ids) for row in rows),
-            "trained_tokens": sum(int((row.weights > 0).sum()) for row in rows),
-        }
-    return counts
-
-
-@lru_cache(maxsize=2)
-def cached_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model`, loaded once a process."""
-    return load_tokenizer(model)
+    return Packed(rows, rejects, sum(chat.copies - 1 for chat in kept))

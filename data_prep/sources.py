@@ -6,14 +6,21 @@ another format, write its reader, which yields a value or an error per record, a
 
 import codecs
 import glob
+import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from pyarrow import ArrowException, CompressedInputStream
+from pyarrow.fs import FileSelector, FileSystem
+from pyarrow.parquet import ParquetFile
 
 from data_prep.errors import DataError
+from data_prep.storage import is_remote, open_filesystem
 
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD_BYTES = 64 << 20  # a longer one is bad, or a broken quote would pull in the rest of the file
@@ -22,39 +29,45 @@ _SEPARATORS = re.compile(r"[\s,\ufeff]*")
 _AT_END = re.compile(r"\s*+[\w\\.+-]{0,12}\s*+\Z")  # where the text ends, but for a part of a literal or an escape
 _DECODER = json.JSONDecoder(strict=False)
 
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_WILDCARD = re.compile(r"[*?\[]")
+_PARQUET_ROWS = 1024
+
 _Outcome = tuple[Any, str | None]  # a value, or why there is none
+_Reader = Callable[[FileSystem, str, Callable[[int], None]], Iterator[_Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record of a file: its value, or why there is none. `position` counts the file's records from 0."""
 
-    source: str
     position: int
     value: Any | None
     error: str | None = None
 
 
-def expand_sources(paths: Sequence[str]) -> list[Path]:
-    """List the files that files, folders (searched throughout) and globs stand for, sorted, each once.
+def expand_source(path: str) -> list[str]:
+    """List the files that a file, folder (searched throughout) or glob stands for, on a disk or on `s3://`, sorted.
 
     Raises:
-        DataError: a path does not exist or stands for no file that can be read; the message says which can be.
+        DataError: the path does not exist or stands for no file that can be read; the message says which can be.
     """
-    found = {file.resolve(): file for path in paths for file in _expand(path)}
-    return sorted(found.values())
-
-
-def _expand(path: str) -> list[Path]:
-    place = Path(path)
-    places = [place] if place.exists() else sorted(map(Path, glob.glob(path, recursive=True)))
-    if not places:
+    try:
+        places = _expand_remote(path) if is_remote(path) else _expand_local(path)
+    except OSError as error:
+        raise DataError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not places and not Path(path).is_dir():
         raise DataError(f"{path}: no such file, folder or glob match; {_VALID}")
-    files = [file for match in places for file in (_files_under(match) if match.is_dir() else [match])]
-    readable = [file for file in files if file.suffix.lower() in _READERS]
+    readable = sorted(place for place in places if _format(place) in _READERS)
     if not readable:
-        raise DataError(f"{path}: {'holds no readable file' if place.is_dir() else 'cannot be read'}; {_VALID}")
+        what = "cannot be read" if places == [path] else "holds no file that can be read"
+        raise DataError(f"{path}: {what}; {_VALID}")
     return readable
+
+
+def _expand_local(path: str) -> list[str]:
+    matches = [Path(path)] if Path(path).exists() else sorted(map(Path, glob.glob(path, recursive=True)))
+    return [str(file) for match in matches for file in (_files_under(match) if match.is_dir() else [match])]
 
 
 def _files_under(folder: Path) -> list[Path]:
@@ -63,21 +76,54 @@ def _files_under(folder: Path) -> list[Path]:
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Yield the records of one file in their order, bad ones among them.
+def _expand_remote(path: str) -> list[str]:
+    filesystem, inner = open_filesystem(path)
+    scheme = path.partition("://")[0]
+    fixed = "/".join(takewhile(lambda part: not _WILDCARD.search(part), inner.split("/")))
+    if fixed == inner and filesystem.get_file_info(inner).is_file:
+        return [path]
+    found = filesystem.get_file_info(FileSelector(fixed, recursive=True, allow_not_found=True))
+    files = [info.path for info in found if info.is_file and "/." not in info.path.removeprefix(fixed)]
+    wanted = _glob_pattern(inner) if fixed != inner else re.compile("")
+    return [f"{scheme}://{file}" for file in files if wanted.match(file)]
+
+
+def _glob_pattern(path: str) -> re.Pattern[str]:
+    """What matches a glob: `*` and `?` within a folder, `**` through folders."""
+    translated = re.escape(path).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
+    return re.compile(translated.replace(r"\*", "[^/]*").replace(r"\?", "[^/]") + r"\Z")
+
+
+def read_records(path: str, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Record]:
+    """Yield the records of one file in their order, bad ones among them. `.gz` and `.zst` are unpacked on the way.
+
+    `on_bytes` is told how many bytes of the file have been read by then.
 
     Raises:
         DataError: the file does not exist, has a format that is not read here, or cannot be opened.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _READERS.get(_format(path))
     if reader is None:
         raise DataError(f"{path}: cannot be read; {_VALID}")
     try:
-        with path.open("rb") as file:
-            for position, (value, error) in enumerate(reader(file)):
-                yield Record(str(path), position, value, error)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; {_VALID}") from error
+        filesystem, inner = open_filesystem(path)
+        for position, (value, error) in enumerate(reader(filesystem, inner, on_bytes)):
+            yield Record(position, value, error)
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path}: {_first_line(error)}; {_VALID}") from error
+
+
+def _format(path: str) -> str:
+    """The ending that tells a file's format, without that of its compression."""
+    name = path.lower()
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return PurePosixPath(name).suffix
+
+
+def _first_line(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.strip().splitlines()[0]
 
 
 class _Window:
@@ -147,6 +193,37 @@ class _Window:
                 self.position = len(self.text)
                 return
         self.position = found.start()
+
+
+def _unpacked(reader: Callable[[BinaryIO], Iterator[_Outcome]]) -> _Reader:
+    """A reader of plain bytes that takes packed files too; where a packed file breaks off, that is a bad record."""
+
+    def read(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
+        packed = next((codec for ending, codec in _PACKED.items() if path.lower().endswith(ending)), None)
+        with filesystem.open_input_file(path) as file:
+            stream = file if packed is None else CompressedInputStream(file, packed)
+            try:
+                for outcome in reader(cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))):
+                    on_bytes(file.tell())
+                    yield outcome
+            except OSError as error:
+                if packed is None:
+                    raise
+                yield None, f"the packed file is damaged: {_first_line(error)}"
+
+    return read
+
+
+def _read_parquet(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
+    """Read a record a row."""
+    with filesystem.open_input_file(path) as file:
+        table, num_read = ParquetFile(file), 0
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+            num_read += batch.num_rows
+            on_bytes(file.size() * num_read // table.metadata.num_rows)
+            for value in batch.to_pylist():
+                problem = _text_problem(value, "\\ud")
+                yield (None, problem) if problem else (value, None)
 
 
 def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
@@ -222,5 +299,12 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-_READERS: dict[str, Callable[[BinaryIO], Iterator[_Outcome]]] = {".json": _read_json, ".jsonl": _read_lines}
-_VALID = f"valid are files that end in {' or '.join(_READERS)}, folders that hold some, and globs of them"
+_READERS: dict[str, _Reader] = {
+    ".json": _unpacked(_read_json),
+    ".jsonl": _unpacked(_read_lines),
+    ".parquet": _read_parquet,
+}
+_VALID = (
+    f"valid are files that end in {', '.join(_READERS)}, the first two also with {' or '.join(_PACKED)}, "
+    "folders that hold some, and globs of them"
+)

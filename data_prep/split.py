@@ -44,5 +44,16 @@ def is_held_out(identifier: str, fraction: float) -> bool:
 
     Decided by a hash of the id alone, so adding chats never moves one from one part to the other.
     """
-    digest = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    return _place(identifier, "") < fraction
+
+
+def num_copies(identifier: str, weight: float) -> int:
+    """How often the chat `identifier` of a source of that weight is taken: `weight` rounded up or down by its hash."""
+    whole = int(weight)
+    return whole + (_place(identifier, "sample") < weight - whole)
+
+
+def _place(identifier: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the id and the salt."""
+    digest = hashlib.sha256(f"{salt}{identifier}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) / 2**64

@@ -42,6 +42,16 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     return fs.S3FileSystem(**options), inner.rstrip("/")
 
 
+def file_state(path: str) -> tuple[int, str]:
+    """Size in bytes of a file, and a hash of its content, or on object storage of its time of change."""
+    filesystem, inner = open_filesystem(path)
+    info = filesystem.get_file_info(inner)
+    if is_remote(path):
+        return info.size, hashlib.sha256(f"{info.size} {info.mtime_ns}".encode()).hexdigest()
+    with Path(path).open("rb") as file:
+        return info.size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     """A local directory with the files of `model` that match `patterns`.
 

@@ -7,20 +7,19 @@ ordinary text, so a typed text can neither end a turn nor open one.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.byte_level import BYTE_LEVEL
 from data_prep.chat_template import ChatTemplate, Rendered, SpecialTokens
+from data_prep.encoders import Encoders, encoders_of
 from data_prep.errors import ConfigError, ModelError
 from data_prep.model_template import render_messages
 from data_prep.storage import TOKENIZER_FILES, local_model
@@ -99,25 +98,31 @@ def check_template(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches the spelling of any special token, the longest first."""
-    spellings = sorted(_encoders(tokenizer).tokens, key=len, reverse=True)
+    spellings = sorted(encoders_of(tokenizer).tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spellings)) if spellings else r"(?!)")
 
 
 def has_tokens_for(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether the tokenizer has a token for every byte of `text`. A byte-level one leaves out bytes it lacks."""
-    return not _encoders(tokenizer).missing.search(text.encode())
+    return not encoders_of(tokenizer).missing.search(text.encode())
 
 
-def encode_chats(tokenizer: PreTrainedTokenizerBase, batch: Sequence[Rendered]) -> list[EncodedChat]:
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Rendered], memo: "Memo | None" = None
+) -> list[EncodedChat]:
     """Encode rendered conversations in one batch.
 
     Text between two special tokens is encoded as one piece, as transformers would. Where a token would straddle the
     edge of a span, that piece is cut at its edges, so that a span always is whole tokens.
+
+    `memo` keeps the pieces: one met again, as when a chat was encoded whole and then is in parts, costs nothing.
     """
-    encoders = _encoders(tokenizer)
-    parts = [list(_parts(encoders, rendered)) for rendered in batch]
-    encodings = encoders.encode_texts([part for chat in parts for part in chat if not part.special])
-    return [_assemble(encoders, rendered, chat, encodings) for rendered, chat in zip(batch, parts, strict=True)]
+    encoders, memo = encoders_of(tokenizer), {} if memo is None else memo
+    chats = [[_piece(rendered, part) for part in _parts(encoders, rendered)] for rendered in batch]
+    unknown = {piece: None for chat in chats for piece in chat if piece not in memo}
+    for piece, encoding in zip(unknown, _encode_texts(encoders, unknown), strict=True):
+        memo[piece] = _encode_piece(encoders, piece, encoding)
+    return [_join([memo[piece] for piece in chat]) for chat in chats]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -142,83 +147,30 @@ class _Part:
     special: bool
 
 
-class _Encoders:
-    """Three copies of one tokenizer that never read special tokens out of text.
+class _Piece(NamedTuple):
+    """All that the tokens of a part depend on. `edges`: start, end and weight of each trained run of characters."""
 
-    They differ in whether a word mark is put before the text: `first` at the start of a text, `later` after a special
-    token, `inner` in the middle of a text.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        description = json.loads(tokenizer.backend_tokenizer.to_str())
-        description.update(truncation=None, padding=None, post_processor=None)
-        self.first = _ordinary(description)
-        self.later = _ordinary(_replace(description, {"prepend_scheme": ("first", "never")}))
-        self.inner = _ordinary(_without_prefix(description))
-        self.tokens = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.ids = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.missing = _missing_bytes(description)
-
-    def encode_texts(self, parts: Sequence[_Part]) -> Iterator[Encoding]:
-        """Encode each part as `first` or `later`, in batches; results in the order of `parts`."""
-        opening = [part.text for part in parts if part.start == 0]
-        others = [part.text for part in parts if part.start != 0]
-        first = iter(self.first.encode_batch(opening, add_special_tokens=False))
-        later = iter(self.later.encode_batch(others, add_special_tokens=False))
-        return (next(first) if part.start == 0 else next(later) for part in parts)
+    text: str
+    special: bool
+    opens: bool
+    edges: tuple[tuple[int, int, float], ...]
 
 
-@lru_cache(maxsize=8)
-def _encoders(tokenizer: PreTrainedTokenizerBase) -> _Encoders:
-    return _Encoders(tokenizer)
+Memo = dict[_Piece, EncodedChat]
+"""Pieces of rendered texts in tokens."""
 
 
-def _missing_bytes(description: Mapping[str, Any]) -> re.Pattern[bytes]:
-    """Matches a byte for which a byte-level vocabulary has no token; nothing for other kinds of tokenizer."""
-    byte_level = '"ByteLevel"' in json.dumps(description["pre_tokenizer"])
-    missing = [byte for token, byte in BYTE_LEVEL.items() if byte_level and token not in description["model"]["vocab"]]
-    return re.compile(b"[" + re.escape(bytes(missing)) + b"]" if missing else rb"(?!)")
+def _encode_texts(encoders: Encoders, pieces: Iterable[_Piece]) -> Iterator[Encoding | None]:
+    """Encode each piece as `first` or `later`, in batches; results in the order of `pieces`, None for a special."""
+    texts = [piece for piece in pieces if not piece.special]
+    opening = [piece.text for piece in texts if piece.opens]
+    others = [piece.text for piece in texts if not piece.opens]
+    first = iter(encoders.first.encode_batch(opening, add_special_tokens=False))
+    later = iter(encoders.later.encode_batch(others, add_special_tokens=False))
+    return (None if piece.special else next(first if piece.opens else later) for piece in pieces)
 
 
-def _ordinary(description: Any) -> Tokenizer:
-    backend = Tokenizer.from_str(json.dumps(description))
-    backend.encode_special_tokens = True
-    return backend
-
-
-def _replace(node: Any, changes: Mapping[str, tuple[Any, Any]]) -> Any:
-    """Copy a JSON tree, changing the value of each key in `changes` from the first to the second."""
-    if isinstance(node, list):
-        return [_replace(item, changes) for item in node]
-    if not isinstance(node, dict):
-        return node
-    copy = {key: _replace(value, changes) for key, value in node.items()}
-    for key, (old, new) in changes.items():
-        if key in copy and copy[key] == old:
-            copy[key] = new
-    return copy
-
-
-def _without_prefix(description: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer that puts no space or word mark before a text."""
-    changed = {
-        part: _replace(description[part], {"add_prefix_space": (True, False)}) for part in ("pre_tokenizer", "decoder")
-    }
-    for scheme in ("first", "always"):
-        changed["pre_tokenizer"] = _replace(changed["pre_tokenizer"], {"prepend_scheme": (scheme, "never")})
-    return {**description, **changed, "normalizer": _drop_prepend(description["normalizer"])}
-
-
-def _drop_prepend(normalizer: Any) -> Any:
-    if normalizer is None or normalizer["type"] == "Prepend":
-        return None
-    if normalizer["type"] == "Sequence":
-        kept = [inner for inner in map(_drop_prepend, normalizer["normalizers"]) if inner is not None]
-        return {**normalizer, "normalizers": kept}
-    return normalizer
-
-
-def _parts(encoders: _Encoders, rendered: Rendered) -> Iterator[_Part]:
+def _parts(encoders: Encoders, rendered: Rendered) -> Iterator[_Part]:
     """Cut a rendered text at its special tokens, each with the white space its tokenizer lets it swallow."""
     text, end = rendered.text, 0
     for start, stop in rendered.specials:
@@ -238,31 +190,32 @@ def _parts(encoders: _Encoders, rendered: Rendered) -> Iterator[_Part]:
         yield _Part(text[end:], end, len(text), special=False)
 
 
-def _assemble(
-    encoders: _Encoders, rendered: Rendered, parts: Sequence[_Part], encodings: Iterator[Encoding]
-) -> EncodedChat:
-    ids: list[int] = []
-    weights: list[float] = []
-    for part in parts:
-        inside = [span for span in rendered.spans if span.start < part.end and span.end > part.start]
-        if part.special:
-            ids.append(encoders.ids[part.text])
-            weights.append(inside[0].weight if inside else 0.0)
-            continue
-        encoding = next(encodings)
-        edges = [(max(s.start, part.start) - part.start, min(s.end, part.end) - part.start, s.weight) for s in inside]
-        runs = _token_runs(encoding, edges, len(part.text))
-        if runs is None:
-            part_ids, part_weights = _encode_cut(encoders, part, edges)
-            ids += part_ids
-            weights += part_weights
-            continue
-        part_weights = [0.0] * len(encoding.ids)
-        for start, end, weight in runs:
-            part_weights[start:end] = [weight] * (end - start)
-        ids += encoding.ids
-        weights += part_weights
-    return EncodedChat(np.array(ids, np.int32), np.array(weights, np.float32))
+def _piece(rendered: Rendered, part: _Part) -> _Piece:
+    inside = [span for span in rendered.spans if span.start < part.end and span.end > part.start]
+    edges = tuple((max(s.start, part.start) - part.start, min(s.end, part.end) - part.start, s.weight) for s in inside)
+    return _Piece(part.text, part.special, part.start == 0, edges)
+
+
+def _encode_piece(encoders: Encoders, piece: _Piece, encoding: Encoding | None) -> EncodedChat:
+    if encoding is None:
+        weight = piece.edges[0][2] if piece.edges else 0.0
+        return EncodedChat(np.array([encoders.ids[piece.text]], np.int32), np.array([weight], np.float32))
+    runs = _token_runs(encoding, piece.edges, len(piece.text))
+    if runs is None:
+        return _encode_cut(encoders, piece)
+    ids = np.array(encoding.ids, np.int32)
+    weights = np.zeros(len(ids), np.float32)
+    for start, end, weight in runs:
+        weights[start:end] = weight
+    return EncodedChat(ids, weights)
+
+
+def _join(pieces: Sequence[EncodedChat]) -> EncodedChat:
+    if not pieces:
+        return EncodedChat(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return EncodedChat(
+        np.concatenate([piece.input_ids for piece in pieces]), np.concatenate([piece.weights for piece in pieces])
+    )
 
 
 def _token_runs(
@@ -287,17 +240,15 @@ def _token_at(encoding: Encoding, char: int, length: int) -> int | None:
     return token if chars is not None and chars[0] == char else None
 
 
-def _encode_cut(
-    encoders: _Encoders, part: _Part, edges: Sequence[tuple[int, int, float]]
-) -> tuple[list[int], list[float]]:
+def _encode_cut(encoders: Encoders, piece: _Piece) -> EncodedChat:
     """Encode a text in pieces cut at the edges of its runs."""
     ids: list[int] = []
     weights: list[float] = []
-    cuts = sorted({0, len(part.text), *(edge for start, end, _ in edges for edge in (start, end))})
-    weight_at = {start: weight for start, _, weight in edges}
+    cuts = sorted({0, len(piece.text), *(edge for start, end, _ in piece.edges for edge in (start, end))})
+    weight_at = {start: weight for start, _, weight in piece.edges}
     for start, end in pairwise(cuts):
-        encoder = encoders.inner if start else encoders.first if part.start == 0 else encoders.later
-        piece = encoder.encode(part.text[start:end], add_special_tokens=False).ids
-        ids += piece
-        weights += [weight_at.get(start, 0.0)] * len(piece)
-    return ids, weights
+        encoder = encoders.inner if start else encoders.first if piece.opens else encoders.later
+        tokens = encoder.encode(piece.text[start:end], add_special_tokens=False).ids
+        ids += tokens
+        weights += [weight_at.get(start, 0.0)] * len(tokens)
+    return EncodedChat(np.array(ids, np.int32), np.array(weights, np.float32))

@@ -55,11 +55,34 @@ def demo(fresh: bool, overrides: tuple[str, ...]) -> None:
     run_demo(overrides, fresh=fresh)
 
 
-@vicuna.command()
+class _RecipeGroup(click.Group):
+    """A group whose first word is a recipe unless it is the name of a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            args = ["make", *args]
+        return super().resolve_command(ctx, args)
+
+
+@vicuna.group(
+    cls=_RecipeGroup,
+    context_settings={"ignore_unknown_options": True},
+    subcommand_metavar="RECIPE [section.key=value]... | inspect DATASET",
+)
+def prep() -> None:
+    """Turn the chats that RECIPE names into a training dataset.
+
+    With --fresh, replace what is there. `vicuna prep inspect DATASET` shows what a dataset holds.
+    """
+
+
+@prep.command(hidden=True)
 @click.argument("recipe")
 @FRESH
 @OVERRIDES
-def prep(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
+def make(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     """Turn the chats that RECIPE names into a training dataset."""
     from ray_apps.recipe import data_section, load_recipe
 
@@ -67,6 +90,17 @@ def prep(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     from ray_apps.stages import prep_stage
 
     prep_stage(config, fresh=fresh)
+
+
+@prep.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--row", type=click.IntRange(min=0), help="The row to show, counted from 0.")
+@click.option("--id", "identifier", help="Show the rows that hold this chat.")
+def inspect(dataset: Path, row: int | None, identifier: str | None) -> None:
+    """Show a training row of DATASET, trained tokens in colour."""
+    from ray_apps.inspect_dataset import inspect_dataset
+
+    inspect_dataset(dataset, row, identifier)
 
 
 @vicuna.command()

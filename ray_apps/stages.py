@@ -2,14 +2,16 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import DataConfig
+from data_prep.inputs import check_inputs, find_dataset
 from data_prep.manifest import Manifest
-from data_prep.pipeline import check_inputs, find_dataset, prepare_dataset
+from data_prep.pipeline import prepare_dataset
 from ray_apps.console import Stage, console, stage
 from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
@@ -29,9 +31,7 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
         if manifest is None:
             check_inputs(config)
             with local_cluster():
-                manifest = prepare_dataset(
-                    config, fresh=fresh, on_progress=lambda records: shown.update(records, text=f"{records} records")
-                )
+                manifest = prepare_dataset(config, fresh=fresh, on_progress=_PrepProgress(shown).show)
         counts, lost = manifest.train, manifest.counts.with_lost_bytes
         dropped = sum(manifest.counts.dropped.values())
         shown.finish(
@@ -40,6 +40,18 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
             f"{f', {lost} with characters that the tokenizer lacks' if lost else ''}{_already(done)}"
         )
     return manifest
+
+
+class _PrepProgress:
+    """Records and their rate on the progress bar."""
+
+    def __init__(self, shown: Stage) -> None:
+        self.shown = shown
+        self.started = time.monotonic()
+
+    def show(self, records: int, share: float) -> None:
+        rate = records / (time.monotonic() - self.started)
+        self.shown.update(min(share, 1.0), 1.0, f"{records:,} records, {rate:,.0f}/s")
 
 
 def train_stage(

@@ -129,32 +129,33 @@ def write_dataset(
     directory: Path, model: Path, *, count: int = 64, context_length: int = 256, **fields: object
 ) -> Path:
     """A dataset of `count` chats for `model`, made without Ray."""
+    import pyarrow.parquet as pq
+
     from data_prep.config import DataConfig
     from data_prep.manifest import Counts, Manifest, split_counts
-    from data_prep.pack import ROW_SCHEMA_VERSION
-    from data_prep.prepare import SPLITS, write_group
+    from data_prep.moderation import NoModerator
+    from data_prep.pack import ROW_SCHEMA_VERSION, count_rows, rows_to_table
+    from data_prep.prepare import Chunk, Item, Preparation, pack_chats
     from data_prep.tokenizer import fingerprint, load_tokenizer
 
-    config = DataConfig.parse(
-        {
-            "output": str(directory),
-            "tokenizer": str(model),
-            "sources": ["unused"],
-            "context_length": context_length,
-            **fields,
-        }
-    )
-    for split in SPLITS:
+    values = {"output": str(directory), "tokenizer": str(model), "sources": ["unused"]}
+    config = DataConfig.parse({**values, "context_length": context_length, **fields})
+    tokenizer = load_tokenizer(str(model))
+    chunk = Chunk(1, "unused", [Item(position, record) for position, record in enumerate(chats(count))])
+    packed = pack_chats(Preparation(config, tokenizer, NoModerator()).prepare(chunk).chats, {}, config)
+    for split, rows in packed.rows.items():
         (directory / split).mkdir(parents=True)
-    counts = write_group("0", chats(count), config, directory)
+        if rows:
+            pq.write_table(rows_to_table(rows), directory / split / "part-0.parquet")
     Manifest(
         row_schema_version=ROW_SCHEMA_VERSION,
-        tokenizer_fingerprint=fingerprint(load_tokenizer(str(model))),
+        tokenizer_fingerprint=fingerprint(tokenizer),
         template=config.template,
         context_length=context_length,
-        counts=Counts(records=count, identity=0, split_parts=0, with_lost_bytes=0, dropped=counts["dropped"]),
-        train=split_counts(counts["train"], context_length),
-        eval=split_counts(counts["eval"], context_length),
+        counts=Counts(records=count, read=count),
+        histograms={},
+        train=split_counts(count_rows(packed.rows["train"]), context_length),
+        eval=split_counts(count_rows(packed.rows["eval"]), context_length),
         sources=[],
         config=config.model_dump(),
         versions={},

@@ -117,6 +117,7 @@ def test_identity_alone_is_enough_to_make_a_dataset() -> None:
         ({"eval_fraction": 1.0}, "data.eval_fraction: 1.0 is not valid; expected less than 1"),
         ({"eval_fraction": -0.1}, "data.eval_fraction: -0.1 is not valid; expected greater than or equal to 0"),
         ({"eval_fraction": "1%"}, "data.eval_fraction: '1%' is not valid; expected a valid number"),
+        ({"group_size": 1000}, "data.group_size: 1000 is not valid; above 512 only its multiples are"),
         ({"group_size": 0}, "data.group_size: 0 is not valid; expected greater than or equal to 1"),
         ({"pack": "no"}, "data.pack: 'no' is not valid; expected a valid boolean"),
         ({"sources": "chats.json"}, "data.sources: 'chats.json' is not valid; expected a valid list"),

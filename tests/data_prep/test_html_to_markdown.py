@@ -228,7 +228,7 @@ def test_deep_broken_or_long_markup_is_converted_without_its_tags(markup: str) -
 
 def demo_chats() -> tuple[list[Conversation], Counter[DropReason]]:
     read, dropped = [], Counter[DropReason]()
-    for record in read_records(DEMO_CHATS):
+    for record in read_records(str(DEMO_CHATS)):
         assert record.error is None
         try:
             read.append(conversation_from_record(record.value))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pack import best_fit, make_rows, position_ids, rows_to_table, table_to_rows
+from data_prep.pack import Document, best_fit, make_rows, position_ids, rows_to_table, table_to_rows
 from data_prep.tokenizer import EncodedChat
 
 
@@ -34,7 +34,7 @@ def test_an_item_longer_than_a_row_is_refused() -> None:
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.booleans())
 def test_rows_hold_every_chat_whole(lengths: list[int], pack: bool) -> None:
-    chats = [(f"c{index}", chat(length, 100 * index)) for index, length in enumerate(lengths)]
+    chats = [Document(f"c{index}", chat(length, 100 * index)) for index, length in enumerate(lengths)]
     rows = make_rows(chats, 16, pack=pack)
     found = {}
     for row in rows:
@@ -43,7 +43,7 @@ def test_rows_hold_every_chat_whole(lengths: list[int], pack: bool) -> None:
             assert identifier not in found
             found[identifier] = row.input_ids[start : start + length].tolist()
         assert starts[-1] == len(row.input_ids) == len(row.weights)
-    assert found == {identifier: chat.input_ids.tolist() for identifier, chat in chats}
+    assert found == {document.id: document.tokens.input_ids.tolist() for document in chats}
     assert pack or len(rows) == len(chats)
 
 
@@ -52,7 +52,8 @@ def test_positions_restart_in_each_chat() -> None:
 
 
 def test_rows_survive_arrow() -> None:
-    rows = make_rows([("a", chat(3)), ("b", chat(4))], 8, pack=True)
+    rows = make_rows([Document("a", chat(3), "x.json", 2), Document("b", chat(4), "y.json")], 8, pack=True)
     back = list(table_to_rows(rows_to_table(rows)))
     assert [row.document_ids for row in back] == [("a", "b")]
+    assert [(row.document_sources, row.document_parts) for row in back] == [(("x.json", "y.json"), (2, 0))]
     assert back[0].input_ids.tolist() == rows[0].input_ids.tolist()

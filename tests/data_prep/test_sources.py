@@ -1,18 +1,23 @@
 """Every whole record is read and every broken one reported, whatever the file, the chunk or the place of the cut."""
 
+import glob
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import FileSystem, S3FileSystem
 
 from data_prep import sources
 from data_prep.errors import DataError
-from data_prep.sources import Record, expand_sources, read_records
+from data_prep.sources import Record, expand_source, read_records
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 TURN = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]), "value": TEXT})
@@ -28,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(folder: Path, content: bytes | str, name: str = "chats.json") -> list[Record]:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_records(path))
+    return list(read_records(str(path)))
 
 
 def values(records: list[Record]) -> list[Any]:
@@ -78,7 +83,7 @@ def test_no_content_crashes(folder: Path, content: bytes, name: str) -> None:
 
 def test_a_torn_tail_is_reported_with_its_byte_offset(folder: Path) -> None:
     records = read(folder, '[{"id": "é"}, {"id": "b", "conv')
-    assert records[0] == Record(str(folder / "chats.json"), 0, {"id": "é"})
+    assert records[0] == Record(0, {"id": "é"})
     assert records[1].error == "byte 15: the record is cut off"
     assert list(errors(read(folder, '[{"id": "a"},'))) == ["byte 13: the array is cut off"]
 
@@ -134,23 +139,21 @@ def test_an_endless_record_is_given_up(folder: Path, name: str) -> None:
     assert len(list(errors(records))) == 1
 
 
-def test_sources_are_files_folders_and_globs_sorted_and_each_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_is_a_file_a_folder_or_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b.json", "a.jsonl", "deep/er/c.JSON", ".hidden/d.json", "deep/.e.json", "notes.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("[]")
-    found = [Path("a.jsonl"), Path("b.json"), Path("deep/er/c.JSON")]
-    assert expand_sources(["."]) == found
-    assert expand_sources(["b.json", "*.json*", "./b.json", "deep"]) == found
-    assert expand_sources(["**/*.JSON"]) == found[2:]
-    assert expand_sources([]) == []
+    found = ["a.jsonl", "b.json", "deep/er/c.JSON"]
+    assert expand_source(".") == found
+    assert expand_source("./b.json") == ["b.json"]
+    assert expand_source("*.json*") == found[:2]
+    assert expand_source("deep") == expand_source("**/*.JSON") == found[2:]
 
 
 def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
     (tmp_path / "chats[1].json").write_text("[]")
-    assert expand_sources([str(tmp_path / "chats[1].json")]) == [tmp_path / "chats[1].json"]
+    assert expand_source(str(tmp_path / "chats[1].json")) == [str(tmp_path / "chats[1].json")]
 
 
 @pytest.mark.parametrize(
@@ -158,22 +161,107 @@ def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
     [
         ("missing.json", "no such file"),
         ("*.json", "no such file"),
-        ("empty", "holds no readable file"),
+        ("empty", "holds no file that can be read"),
         ("notes.txt", "cannot be read"),
-        ("*.txt", "cannot be read"),
+        ("*.txt", "holds no file that can be read"),
     ],
 )
 def test_a_useless_source_is_named_with_what_would_be_valid(tmp_path: Path, path: str, problem: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no chats")
     with pytest.raises(DataError, match=problem) as error:
-        expand_sources([str(tmp_path / path)])
+        expand_source(str(tmp_path / path))
     assert path in str(error.value)
-    assert ".json or .jsonl" in str(error.value)
+    assert ".json, .jsonl, .parquet" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["missing.json", "chats.txt", "folder.json"])
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(DataError, match=name):
-        list(read_records(tmp_path / name))
+        list(read_records(str(tmp_path / name)))
+
+
+RECORDS = [{"id": f"{number}", "conversations": [{"from": "human", "value": "Grüße 你好"}]} for number in range(3000)]
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.json.zst", "a.jsonl.gz", "a.JSONL.ZST", "a.parquet"])
+def test_packed_files_and_parquet_are_read_like_plain_ones(tmp_path: Path, name: str) -> None:
+    text = json.dumps(RECORDS) if ".json." in name else "".join(json.dumps(record) + "\n" for record in RECORDS)
+    write_as(tmp_path / name, text)
+    told: list[int] = []
+    records = list(read_records(str(tmp_path / name), told.append))
+    assert values(records) == RECORDS
+    assert [record.position for record in records] == list(range(3000))
+    assert told == sorted(told)
+    assert told[-1] == (tmp_path / name).stat().st_size
+
+
+def write_as(path: Path, text: str) -> None:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(line) for line in text.splitlines()]), path)
+        return
+    with pa.CompressedOutputStream(str(path), {".gz": "gzip", ".zst": "zstd"}[kind]) as stream:
+        stream.write(text.encode())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst"])
+def test_a_packed_file_that_breaks_off_gives_its_records_and_then_an_error(tmp_path: Path, name: str) -> None:
+    text = json.dumps(RECORDS) if ".json." in name else "".join(json.dumps(record) + "\n" for record in RECORDS)
+    path = tmp_path / name
+    write_as(path, text)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    records = list(read_records(str(path)))
+    good = values(records)
+    assert good == RECORDS[: len(good)]
+    assert list(errors(records))
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "*", "**", "?", "a.json"]), min_size=1, max_size=4)
+    .filter(lambda parts: parts[-1] != "**")
+    .map("/".join)
+)
+def test_globs_on_object_storage_mean_what_they_mean_on_a_disk(folder: Path, pattern: str) -> None:
+    root = folder / "globs"
+    if not root.exists():
+        for name in ("a.json", "a/a.json", "a/b/a.json", "b/a/b/a.json", "b/b"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("[]")
+    matcher = sources._glob_pattern(pattern)
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    local = {Path(path).as_posix() for path in glob.glob(pattern, root_dir=root, recursive=True)}
+    assert {path for path in found if matcher.match(path)} == local & found
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileSystem]:
+    """An S3 endpoint on loopback with the bucket `chats`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    filesystem = S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True, region="us-east-1")
+    filesystem.create_dir("chats")
+    yield filesystem
+    server.stop()
+
+
+@pytest.mark.slow
+def test_object_storage_is_read_like_a_disk(bucket: FileSystem) -> None:
+    for name in ("raw/a.json", "raw/deep/b.jsonl", "raw/.hidden/c.json", "raw/notes.txt"):
+        with bucket.open_output_stream(f"chats/{name}") as stream:
+            stream.write(json.dumps([{"id": name}] if name.endswith("json") else {"id": name}).encode())
+    assert expand_source("s3://chats/raw") == ["s3://chats/raw/a.json", "s3://chats/raw/deep/b.jsonl"]
+    assert expand_source("s3://chats/raw/*.json") == ["s3://chats/raw/a.json"]
+    assert expand_source("s3://chats/**/*.jsonl") == ["s3://chats/raw/deep/b.jsonl"]
+    assert expand_source("s3://chats/raw/a.json") == ["s3://chats/raw/a.json"]
+    assert values(list(read_records("s3://chats/raw/a.json"))) == [{"id": "raw/a.json"}]
+    for missing in ("s3://chats/nowhere", "s3://chats/raw/*.parquet", "s3://nobucket/x.json"):
+        with pytest.raises(DataError, match=re.escape(missing)):
+            expand_source(missing)

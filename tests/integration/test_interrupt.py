@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,20 @@ def interrupted(folder: Path, *arguments: str, when: Callable[[], object], exit_
     return output.read_text().splitlines()
 
 
+def killed(folder: Path, *arguments: str, when: Callable[[], object]) -> None:
+    """Run a command and kill it with all its processes (SIGKILL) once `when` holds, as when a machine is lost."""
+    process = subprocess.Popen(
+        command(*arguments), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: when() or process.poll() is not None)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for victim in (process, *family):
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    assert process.wait() == -signal.SIGKILL
+    psutil.wait_procs(family, timeout=30)
+
+
 def command(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-m", "ray_apps.cli", *arguments]
 
@@ -63,7 +78,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A folder with chats and a recipe."""
-    (tmp_path / "chats.json").write_text(json.dumps(tiny.chats(3000)))
+    (tmp_path / "chats.json").write_text(json.dumps(tiny.chats(20_000)))
     recipe = {
         "data": {
             "output": "dataset",
@@ -89,12 +104,34 @@ def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_prep_and_train_go_on_after_ctrl_c(folder: Path) -> None:
-    told = interrupted(folder, "prep", "recipe.yaml", when=lambda: list(folder.glob(".dataset*/train/*.parquet")))
+def test_prep_goes_on_from_its_finished_groups_to_the_same_bytes(folder: Path) -> None:
+    """After Ctrl-C, and after a SIGKILL of the whole command."""
+    done = folder / ".dataset.work" / "done"
+    told = interrupted(folder, "prep", "recipe.yaml", when=lambda: list(done.glob("*.json")))
     assert told[-1] == "interrupted; the same command goes on from here"
+    before = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    assert before
     assert not (folder / "dataset").exists()
-    vicuna(folder, "prep", "recipe.yaml")
 
+    killed(folder, "prep", "recipe.yaml", when=lambda: len(list(done.glob("*.json"))) > len(before))
+    after = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    assert before.items() < after.items()
+    assert not (folder / "dataset").exists()
+
+    vicuna(folder, "prep", "recipe.yaml")
+    vicuna(folder, "prep", "recipe.yaml", "data.output=whole")
+    assert contents(folder / "dataset") == contents(folder / "whole")
+    assert sorted(path.name for path in folder.glob(".*")) == []
+
+
+def contents(dataset: Path) -> dict[str, bytes]:
+    """Files of a dataset by name, but for the name of the dataset itself."""
+    files = (path for path in dataset.rglob("*") if path.is_file())
+    return {str(file.relative_to(dataset)): file.read_bytes().replace(dataset.name.encode(), b"") for file in files}
+
+
+def test_train_goes_on_after_ctrl_c_to_the_same_weights(folder: Path, tiny_model_dir: Path) -> None:
+    tiny.write_dataset(folder / "dataset", tiny_model_dir, count=64, template="chatml")
     run = RunDir(folder / "run")
     told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 12)
     assert told[-1] == "interrupted; the same command goes on from here"

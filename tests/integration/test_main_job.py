@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from safetensors.torch import load_file
 
 from data_prep.config import DataConfig
 from data_prep.errors import DataError, ModelError
+from data_prep.inputs import check_inputs
 from data_prep.pack import table_to_rows
-from data_prep.pipeline import _run, prepare_dataset
+from data_prep.pipeline import prepare_dataset
+from data_prep.work import WorkDir
 from ray_apps.demo import Saboteur
 from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
@@ -64,17 +68,24 @@ def data_config(chats: Path, tiny_model_dir: Path, output: Path, **fields: objec
 def test_every_record_is_a_row_or_a_counted_drop(
     cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, float]] = []
     config = data_config(chats, tiny_model_dir, tmp_path / "dataset", eval_fraction=0.2)
-    manifest = prepare_dataset(config, on_progress=seen.append)
+    manifest = prepare_dataset(config, on_progress=lambda records, share: seen.append((records, share)))
     counts = manifest.counts
     assert counts.dropped["unknown_role"] == 1
     assert counts.dropped["unreadable"] == 1
-    assert counts.identity == 20
+    assert counts.dropped["duplicate_id"] == 9  # those of b.jsonl are in a.json, but for the bad one
     kept = manifest.train.conversations + manifest.eval.conversations
-    assert counts.records + counts.identity + counts.split_parts == kept + sum(counts.dropped.values())
+    assert counts.records + counts.split_parts + counts.repeated == kept + sum(counts.dropped.values())
+    assert counts.records - 20 == 40 - 1 + 1 + 10  # one is torn
     assert manifest.eval.conversations > 0
-    assert seen[-1] == counts.records + counts.identity
+    assert seen[-1] == (counts.records, 1.0)
+    rejects = pq.read_table(tmp_path / "dataset" / "rejects.parquet").to_pylist()
+    assert Counter(reject["reason"] for reject in rejects) == counts.dropped
+    (torn,) = (reject for reject in rejects if reject["reason"] == "unreadable")
+    assert re.fullmatch(r"byte \d+: the record is cut off", torn["detail"])
+    assert torn["position"] == 39
+    assert "<title>Dataset dataset</title>" in (tmp_path / "dataset" / "report.html").read_text()
     rows = [
         row for file in sorted((tmp_path / "dataset" / "train").iterdir()) for row in table_to_rows(pq.read_table(file))
     ]
@@ -88,16 +99,16 @@ def test_the_same_chats_give_the_same_bytes_and_are_not_prepared_twice(
 ) -> None:
     contents = []
     for name in ("one", "two"):
-        config = data_config(chats, tiny_model_dir, tmp_path / name)
-        prepare_dataset(config)
-        files = sorted(path for path in (tmp_path / name).rglob("*.parquet"))
-        contents.append([(file.name, file.read_bytes()) for file in files])
+        folder = tmp_path / name / "dataset"
+        prepare_dataset(data_config(chats, tiny_model_dir, folder))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        contents.append([(file.name, file.read_bytes().replace(bytes(folder), b"")) for file in files])
     assert contents[0] == contents[1]
-    before = (tmp_path / "one" / "manifest.json").stat().st_mtime_ns
-    prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one"))
-    assert (tmp_path / "one" / "manifest.json").stat().st_mtime_ns == before
+    before = (tmp_path / "one" / "dataset" / "manifest.json").stat().st_mtime_ns
+    prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one" / "dataset"))
+    assert (tmp_path / "one" / "dataset" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="made from other chats, settings or tokenizer files"):
-        prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one", context_length=256))
+        prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one" / "dataset", context_length=256))
 
 
 def test_nothing_half_written_is_left_after_an_error(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -108,15 +119,37 @@ def test_nothing_half_written_is_left_after_an_error(cluster: None, tiny_model_d
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
+def test_shared_out_by_key_the_same_duplicates_are_found(
+    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"word{number}" for number in range(36)]
+    alike = [{"from": "human", "value": "Go on."}, {"from": "gpt", "value": " ".join(words)}]
+    changed = [alike[0], {"from": "gpt", "value": " ".join([*words[:18], "new", *words[19:]])}]
+    pair = [{"id": "one", "conversations": alike}, {"id": "other", "conversations": changed}]
+    (chats / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pair))
+    rejects = []
+    for name, most in (("alone", 10**6), ("shared", 50)):
+        monkeypatch.setattr("data_prep.pipeline._SIGNED_ENTRIES_AT_ONCE", most)
+        config = data_config(chats, tiny_model_dir, tmp_path / name, dedup={"near": 0.6, "shingle_words": 2})
+        prepare_dataset(config)
+        rejects.append(pq.read_table(tmp_path / name / "rejects.parquet").to_pylist())
+    assert rejects[0] == rejects[1]
+    reasons = Counter(reject["reason"] for reject in rejects[0])
+    assert reasons["duplicate_id"] == 9
+    assert [reject["id"] for reject in rejects[0] if reject["reason"] == "near_duplicate"] == ["other"]
+
+
 def test_what_a_task_raises_is_one_line_with_its_reason(
-    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path
+    cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = data_config(chats, tiny_model_dir, tmp_path / "dataset")
-    files = [chats / "b.jsonl"]
-    with pytest.raises(DataError, match=r"^preparing the chats failed: FileNotFoundError: .*nowhere.*\.parquet.*$"):
-        _run(files, config, tmp_path / "nowhere", lambda records: None)
+    checked = check_inputs(config)
+    monkeypatch.setattr("data_prep.pipeline.check_inputs", lambda config: checked)
     with pytest.raises(ModelError, match=r"^model '/no/model': no such directory$"):
-        _run(files, config.model_copy(update={"tokenizer": "/no/model"}), tmp_path, lambda records: None)
+        prepare_dataset(config.model_copy(update={"tokenizer": "/no/model"}))
+    monkeypatch.setattr(WorkDir, "open", lambda self, job: self.remove())
+    with pytest.raises(DataError, match=r"^preparing the chats failed: FileNotFoundError: .*\.parquet.*$"):
+        prepare_dataset(config)
 
 
 def train_config(tiny_model_dir: Path, dataset: Path, run_dir: Path, output: Path) -> TrainConfig:

@@ -76,8 +76,9 @@ def test_a_missing_section_is_named_when_it_is_asked_for(sections: dict[str, Non
 def test_the_whole_file_is_checked_whichever_section_is_used(tmp_path: Path) -> None:
     path = write(tmp_path, data={**DATA, "context": 512}, train={**TRAIN, "epochs": "3", "lora": {"rank": 8}}, dta={})
     assert refused(path) == [
-        "data.context: unknown field; did you mean 'context_length'? Valid fields: context_length, eval_fraction, "
-        "group_size, identity, output, pack, sources, template, tokenizer",
+        "data.context: unknown field; did you mean 'context_length'? Valid fields: context_length, "
+        "decontamination, dedup, eval_fraction, exclude_ids, filters, group_size, identity, moderation, output, "
+        "oversize_round, pack, sources, template, tokenizer",
         "train.epochs: '3' is not valid; expected a valid integer",
         "train.lora.rank: unknown field. Valid fields: alpha, dropout, r, target_modules",
         "dta: unknown field; did you mean 'data'? Valid fields: data, train",

@@ -36,7 +36,8 @@ def row(lengths: tuple[int, ...], first: int = 0) -> Row:
     weights = np.ones(tokens, np.float32)
     weights[1] = 0.0
     ids = np.arange(first, first + tokens, dtype=np.int32)
-    return Row(ids, weights, lengths, tuple(f"d{length}" for length in lengths))
+    names = tuple(f"d{length}" for length in lengths)
+    return Row(ids, weights, lengths, names, ("",) * len(lengths), (0,) * len(lengths))
 
 
 def test_targets_are_the_next_tokens_within_a_chat() -> None:

@@ -1,0 +1,96 @@
+"""What a dataset is made of, looked at before anything starts: files, tokenizer, settings; and whether it is there."""
+
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from data_prep.chat_template import get_template
+from data_prep.config import DEMO, DataConfig, IdentityConfig, SourceConfig
+from data_prep.contamination import load_questions
+from data_prep.conversation import Conversation
+from data_prep.errors import DataError
+from data_prep.identity import identity_conversations
+from data_prep.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
+from data_prep.moderation import build_moderator
+from data_prep.sources import expand_source
+from data_prep.storage import check_replaceable, file_state, is_remote
+from data_prep.tokenizer import check_template, fingerprint, load_tokenizer
+
+DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
+
+
+class InputFile:
+    """One file of a source."""
+
+    def __init__(self, path: str, source: SourceConfig) -> None:
+        self.path = path
+        self.source = source
+
+    @property
+    def name(self) -> str:
+        """What the file is called in the dataset."""
+        return DEMO if self.path == str(DEMO_CHATS) else self.path
+
+    @cached_property
+    def described(self) -> SourceFile:
+        """Name, size and what tells the content from another."""
+        num_bytes, sha256 = file_state(self.path)
+        return SourceFile(path=self.name, num_bytes=num_bytes, sha256=sha256)
+
+
+def input_files(config: DataConfig) -> list[InputFile]:
+    """The files of all sources in the order of the recipe, each once."""
+    files: dict[str, InputFile] = {}
+    for source in config.source_list:
+        for path in expand_source(str(DEMO_CHATS) if source.path == DEMO else source.path):
+            files.setdefault(path if is_remote(path) else str(Path(path).resolve()), InputFile(path, source))
+    return list(files.values())
+
+
+def identity_chats(identity: IdentityConfig) -> list[Conversation]:
+    """The conversations that `identity` asks for."""
+    return identity_conversations(identity.name, identity.maker, count=identity.count)
+
+
+def check_inputs(config: DataConfig) -> tuple[list[InputFile], PreTrainedTokenizerBase]:
+    """The files of the sources and the tokenizer; refuses, before anything starts, what could only fail later.
+
+    Raises:
+        DataError: a source is missing or cannot be read.
+        ConfigError, ModelError: a setting or the tokenizer cannot be used.
+    """
+    check_replaceable(Path(config.output), MANIFEST_NAME, "data.output")
+    files = input_files(config)
+    if config.identity is not None:
+        identity_chats(config.identity)
+    if config.decontamination is not None:
+        load_questions(config.decontamination.questions)
+    build_moderator(config.moderation)
+    tokenizer = load_tokenizer(config.tokenizer)
+    check_template(get_template(config.template), tokenizer)
+    return files, tokenizer
+
+
+def find_dataset(config: DataConfig) -> Manifest | None:
+    """The manifest of the dataset at `config.output`, if it was made of the same chats by the same recipe.
+
+    Raises:
+        DataError: a source is missing, or something else is in the way.
+    """
+    output = Path(config.output)
+    sources = [file.described for file in input_files(config)]
+    if not output.exists():
+        return None
+    if not (output / MANIFEST_NAME).exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"data.output: {str(output)!r} exists and is not a dataset; choose another directory")
+    if not (output / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(output)
+    made_alike = manifest.config == config.model_dump() and manifest.sources == sources
+    if made_alike and manifest.tokenizer_fingerprint == fingerprint(load_tokenizer(config.tokenizer)):
+        return manifest
+    raise DataError(
+        f"data.output: {str(output)!r} holds a dataset made from other chats, settings or tokenizer files; "
+        "choose another directory, or replace it with --fresh"
+    )
