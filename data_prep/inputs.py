@@ -1,5 +1,6 @@
 """What a dataset is made of, looked at before anything starts: files, tokenizer, settings; and whether it is there."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def input_files(config: DataConfig) -> list[InputFile]:
     return list(files.values())
 
 
+def describe(config: DataConfig, files: Sequence[InputFile]) -> list[SourceFile]:
+    """All files that decide what the dataset is: the chats, evaluation questions, patterns."""
+    others = [*(config.decontamination.questions if config.decontamination else ())]
+    others += [config.moderation.patterns] if config.moderation.patterns else []
+    return [
+        *(file.described for file in files),
+        *(InputFile(path, SourceConfig(path=path)).described for path in others),
+    ]
+
+
 def identity_chats(identity: IdentityConfig) -> list[Conversation]:
     """The conversations that `identity` asks for."""
     return identity_conversations(identity.name, identity.maker, count=identity.count)
@@ -79,7 +90,7 @@ def find_dataset(config: DataConfig) -> Manifest | None:
         DataError: a source is missing, or something else is in the way.
     """
     output = Path(config.output)
-    sources = [file.described for file in input_files(config)]
+    files = input_files(config)
     if not output.exists():
         return None
     if not (output / MANIFEST_NAME).exists() and (not output.is_dir() or any(output.iterdir())):
@@ -87,7 +98,7 @@ def find_dataset(config: DataConfig) -> Manifest | None:
     if not (output / MANIFEST_NAME).exists():
         return None
     manifest = read_manifest(output)
-    made_alike = manifest.config == config.model_dump() and manifest.sources == sources
+    made_alike = manifest.config == config.model_dump() and manifest.sources == describe(config, files)
     if made_alike and manifest.tokenizer_fingerprint == fingerprint(load_tokenizer(config.tokenizer)):
         return manifest
     raise DataError(

@@ -20,7 +20,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 class SourceFile(Settings):
-    """One input file, with a hash of its content."""
+    """One input file, with a hash of its content, or of its time of change where it is on object storage."""
 
     path: str
     num_bytes: int

@@ -25,7 +25,7 @@ from data_prep.conversation import DropReason
 from data_prep.dedup import Duplicate, entries, find_duplicates, only_first, split_order
 from data_prep.errors import DataError, VicunaError
 from data_prep.groups import chunk_name, group_of, pack_group, prepare_chunk, read_chunks
-from data_prep.inputs import InputFile, check_inputs, find_dataset
+from data_prep.inputs import InputFile, check_inputs, describe, find_dataset
 from data_prep.manifest import Counts, Manifest, split_counts
 from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.prepare import COUNTERS, NUM_SAMPLES, SPLITS
@@ -64,6 +64,8 @@ def prepare_dataset(
         return found
     files, tokenizer = check_inputs(config)
     job = _Job(config, files, tokenizer)
+    if fresh:
+        job.work.remove()
     try:
         return job.run(on_progress)
     except RayTaskError as error:
@@ -76,6 +78,7 @@ class _Job:
     def __init__(self, config: DataConfig, files: Sequence[InputFile], tokenizer: PreTrainedTokenizerBase) -> None:
         self.config = config
         self.files = files
+        self.sources = describe(config, files)
         self.tokenizer_fingerprint = fingerprint(tokenizer)
         self.versions = {name: version(name) for name in ("tokenizers", "transformers", "vicuna-ray")}
         self.work = WorkDir.of(Path(config.output).absolute())
@@ -84,7 +87,7 @@ class _Job:
         self.work.open(
             {
                 "config": self.config.model_dump(),
-                "sources": [file.described.model_dump() for file in self.files],
+                "sources": [source.model_dump() for source in self.sources],
                 "tokenizer": self.tokenizer_fingerprint,
                 "versions": self.versions,
             }
@@ -210,7 +213,7 @@ class _Job:
             ),
             histograms={subject: dict(sorted(counts[subject].items())) for subject in HISTOGRAMS},
             **{split: split_counts(totals[split], self.config.context_length) for split in SPLITS},
-            sources=[file.described for file in self.files],
+            sources=self.sources,
             config=self.config.model_dump(),
             versions=self.versions,
         )
