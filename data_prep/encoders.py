@@ -3,38 +3,50 @@
 import json
 import re
 from collections.abc import Mapping
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from data_prep.byte_level import BYTE_LEVEL
+from data_prep.chat_template import SpecialTokens
+
+
+class Special(NamedTuple):
+    """A special token: its id and spelling, and whether it swallows the white space on its left or right."""
+
+    id: int
+    content: str
+    lstrip: bool
+    rstrip: bool
 
 
 class Encoders:
     """Three copies of one tokenizer that never read special tokens out of text.
 
     They differ in whether a word mark is put before the text: `first` at the start of a text, `later` after a special
-    token, `inner` in the middle of a text.
+    token, `inner` in the middle of a text. `specials` are all its special tokens by their spelling, `for_templates`
+    those a template uses.
+
+    Made of a description in JSON, which `tokenizer.describe` writes: `tokenizer`, as in tokenizer.json; `specials`;
+    `eos`; `bos`, empty if the tokenizer does not open a text by itself.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        description = json.loads(tokenizer.backend_tokenizer.to_str())
+    def __init__(self, description_json: str) -> None:
+        whole = json.loads(description_json)
+        description = whole["tokenizer"]
         description.update(truncation=None, padding=None, post_processor=None)
         ordinary = cache(_ordinary)  # the three often are one
         self.first = ordinary(json.dumps(description))
         self.later = ordinary(json.dumps(_with(description, {"prepend_scheme": ("first", "never")})))
         self.inner = ordinary(json.dumps(_without_prefix(description)))
-        self.tokens = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.ids = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.missing = _missing_bytes(description)
+        self.specials = {token.content: token for token in (Special(*values) for values in whole["specials"])}
+        self.for_templates = SpecialTokens(eos=whole["eos"], bos=whole["bos"])
+        self._missing = _missing_bytes(description)
 
-
-@lru_cache(maxsize=8)
-def encoders_of(tokenizer: PreTrainedTokenizerBase) -> Encoders:
-    """The encoders of a tokenizer, made once."""
-    return Encoders(tokenizer)
+    def has_tokens_for(self, text: str) -> bool:
+        """Whether there is a token for every byte of `text`. A byte-level tokenizer leaves out bytes it lacks."""
+        return not self._missing.search(text.encode())
 
 
 def _missing_bytes(description: Mapping[str, Any]) -> re.Pattern[bytes]:

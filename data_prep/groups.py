@@ -14,14 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.config import DEMO, DataConfig, IdentityConfig, SourceConfig
+from data_prep.config import DataConfig, IdentityConfig, SourceConfig
 from data_prep.contamination import EvaluationQuestions, load_questions
-from data_prep.inputs import DEMO_CHATS, identity_chats
+from data_prep.identity import identity_chats
 from data_prep.moderation import build_moderator
 from data_prep.pack import count_rows, rows_to_table
 from data_prep.prepare import Chunk, Item, Preparation, pack_chats
-from data_prep.sources import read_records
-from data_prep.tokenizer import load_tokenizer
+from data_prep.sources import read_records, source_name
 from data_prep.work import WorkDir, rejects_to_table
 
 IDENTITY = "identity"
@@ -71,27 +70,22 @@ def prepare_chunk(row: dict[str, Any], *, config: DataConfig, work: WorkDir) -> 
     if row["items"]:
         chunk = Chunk(
             file=row["file"],
-            source=source_name(row["path"]),
+            source=source_name(row["path"]) if row["path"] else IDENTITY,
             items=[Item(*values) for values in json.loads(row["items"])],
             weight=row["weight"],
             deduplicate=bool(row["path"]),
         )
-        work.write(row["name"], _preparation(config.model_dump_json()).prepare(chunk))
+        work.write(row["name"], _preparation(config.model_dump_json(), work).prepare(chunk))
     return {"records": row["num_records"], "num_bytes": row["num_bytes"]}
 
 
-def source_name(path: str) -> str:
-    """What the rows of the file at `path` name as their source."""
-    return DEMO if path == str(DEMO_CHATS) else path or IDENTITY
-
-
 @lru_cache(maxsize=1)
-def _preparation(config_json: str) -> Preparation:
+def _preparation(config_json: str, work: WorkDir) -> Preparation:
     """What this process prepares groups with, loaded once."""
     config = DataConfig.model_validate_json(config_json)
     wanted = config.decontamination
     questions = EvaluationQuestions(load_questions(wanted.questions), wanted.ngram_words) if wanted else None
-    return Preparation(config, load_tokenizer(config.tokenizer), build_moderator(config.moderation), questions)
+    return Preparation(config, work.encoders(), build_moderator(config.moderation), questions)
 
 
 def pack_group(row: dict[str, Any], *, config: DataConfig, work: WorkDir, directory: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from itertools import chain, product, zip_longest
 from typing import Any
 
+from data_prep.config import IdentityConfig
 from data_prep.conversation import Conversation, Message, Role
 from data_prep.errors import ConfigError
 
@@ -44,6 +45,11 @@ class _Language:
     yes: str
     greetings: Sequence[Sequence[str]]
     """What a user says first, and the model's answer."""
+
+
+def identity_chats(identity: IdentityConfig) -> list[Conversation]:
+    """The conversations that `identity` asks for."""
+    return identity_conversations(identity.name, identity.maker, count=identity.count)
 
 
 def identity_conversations(

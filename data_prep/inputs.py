@@ -7,18 +7,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.chat_template import get_template
-from data_prep.config import DEMO, DataConfig, IdentityConfig, SourceConfig
+from data_prep.config import DEMO, DataConfig, SourceConfig
 from data_prep.contamination import load_questions
-from data_prep.conversation import Conversation
 from data_prep.errors import DataError
-from data_prep.identity import identity_conversations
+from data_prep.identity import identity_chats
 from data_prep.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
 from data_prep.moderation import build_moderator
-from data_prep.sources import expand_source
+from data_prep.sources import DEMO_CHATS, expand_source, source_name
 from data_prep.storage import check_replaceable, file_state, is_remote
 from data_prep.tokenizer import check_template, fingerprint, load_tokenizer
-
-DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
 
 
 class InputFile:
@@ -31,7 +28,7 @@ class InputFile:
     @property
     def name(self) -> str:
         """What the file is called in the dataset."""
-        return DEMO if self.path == str(DEMO_CHATS) else self.path
+        return source_name(self.path)
 
     @cached_property
     def described(self) -> SourceFile:
@@ -57,11 +54,6 @@ def describe(config: DataConfig, files: Sequence[InputFile]) -> list[SourceFile]
         *(file.described for file in files),
         *(InputFile(path, SourceConfig(path=path)).described for path in others),
     ]
-
-
-def identity_chats(identity: IdentityConfig) -> list[Conversation]:
-    """The conversations that `identity` asks for."""
-    return identity_conversations(identity.name, identity.maker, count=identity.count)
 
 
 def check_inputs(config: DataConfig) -> tuple[list[InputFile], PreTrainedTokenizerBase]:

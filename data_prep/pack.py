@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_prep.tokenizer import EncodedChat
+from data_prep.encode import EncodedChat
 
 ROW_SCHEMA_VERSION = 2
 ROW_SCHEMA = pa.schema(

@@ -31,10 +31,10 @@ from data_prep.pack import ROW_SCHEMA_VERSION
 from data_prep.prepare import COUNTERS, NUM_SAMPLES, SPLITS
 from data_prep.report import write_report
 from data_prep.storage import written_aside
+from data_prep.tokenizer import describe as describe_tokenizer
 from data_prep.tokenizer import fingerprint
 from data_prep.work import REJECT_SCHEMA, WorkDir
 
-REJECTS_NAME = "rejects.parquet"
 HISTOGRAMS = ("languages", "turns", "tokens", "fill")
 REJECTS_NAME = "rejects.parquet"
 
@@ -80,6 +80,7 @@ class _Job:
         self.files = files
         self.sources = describe(config, files)
         self.tokenizer_fingerprint = fingerprint(tokenizer)
+        self.tokenizer_description = describe_tokenizer(tokenizer)
         self.versions = {name: version(name) for name in ("tokenizers", "transformers", "vicuna-ray")}
         self.work = WorkDir.of(Path(config.output).absolute())
 
@@ -90,7 +91,8 @@ class _Job:
                 "sources": [source.model_dump() for source in self.sources],
                 "tokenizer": self.tokenizer_fingerprint,
                 "versions": self.versions,
-            }
+            },
+            self.tokenizer_description,
         )
         self._prepare(on_progress)
         duplicates = self._duplicates()

@@ -12,19 +12,18 @@ from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 from data_prep.chat_template import get_template
 from data_prep.config import DataConfig
 from data_prep.contamination import EvaluationQuestions
 from data_prep.conversation import Conversation, DropReason, InvalidConversation, Message, conversation_from_record
 from data_prep.dedup import Key, make_key, record_order
+from data_prep.encode import EncodedChat, Memo, encode_chats
+from data_prep.encoders import Encoders
 from data_prep.filters import detect_language, drop_reason, mask_bad_answers, repair_order
 from data_prep.html_to_markdown import html_to_markdown
 from data_prep.moderation import Moderator
 from data_prep.pack import Document, Row, make_rows
 from data_prep.split import is_held_out, num_copies, split_conversation
-from data_prep.tokenizer import EncodedChat, Memo, encode_chats, has_tokens_for, special_tokens
 
 SPLITS = ("train", "eval")
 COUNTERS = ("steps", "dropped", "masked", "languages", "turns", "tokens")
@@ -87,7 +86,7 @@ class Preparation:
     """What every chunk is prepared with."""
 
     config: DataConfig
-    tokenizer: PreTrainedTokenizerBase
+    encoders: Encoders
     moderator: Moderator
     questions: EvaluationQuestions | None = None
 
@@ -196,11 +195,12 @@ class _Work:
             yield position, conversation
 
     def _encode(self, chats: Sequence[tuple[int, Conversation]]) -> None:
-        template, tokenizer = get_template(self.config.template), self.preparation.tokenizer
-        tokens, memo = special_tokens(tokenizer), Memo()
+        template, encoders, memo = get_template(self.config.template), self.preparation.encoders, Memo()
 
         def encode(batch: Sequence[Conversation]) -> list[EncodedChat]:
-            return encode_chats(tokenizer, [template.render(conversation, tokens) for conversation in batch], memo)
+            return encode_chats(
+                encoders, [template.render(conversation, encoders.for_templates) for conversation in batch], memo
+            )
 
         def count(conversation: Conversation) -> int:
             return len(encode([conversation])[0].input_ids)
@@ -209,7 +209,7 @@ class _Work:
         for (position, conversation), encoded in zip(chats, whole, strict=True):
             self._sample(conversation)
             self.steps["with_lost_bytes"] += not all(
-                has_tokens_for(tokenizer, message.content) for message in conversation.messages
+                encoders.has_tokens_for(message.content) for message in conversation.messages
             )
             if len(encoded.input_ids) <= self.config.context_length:
                 self._keep(position, conversation, 0, conversation, encoded)

@@ -19,8 +19,11 @@ from pyarrow import ArrowException, CompressedInputStream
 from pyarrow.fs import FileSelector, FileSystem
 from pyarrow.parquet import ParquetFile
 
+from data_prep.config import DEMO
 from data_prep.errors import DataError
 from data_prep.storage import is_remote, open_filesystem
+
+DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
 
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD_BYTES = 64 << 20  # a longer one is bad, or a broken quote would pull in the rest of the file
@@ -44,6 +47,11 @@ class Record:
     position: int
     value: Any | None
     error: str | None = None
+
+
+def source_name(path: str) -> str:
+    """What a dataset calls the file at `path`."""
+    return DEMO if path == str(DEMO_CHATS) else path
 
 
 def expand_source(path: str) -> list[str]:

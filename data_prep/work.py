@@ -2,6 +2,7 @@
 
 .NAME.work/
     job.json                  what is being made of what; another job does not go on from here
+    tokenizer.json            the tokenizer as the tasks need it
     chats/CHUNK.parquet       chats in tokens
     keys/CHUNK.parquet        what they are known by
     rejects/CHUNK.parquet     what was left out, and why
@@ -12,6 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.dedup import KEY_SCHEMA, Key
+from data_prep.encode import EncodedChat
+from data_prep.encoders import Encoders
 from data_prep.pack import Document
 from data_prep.prepare import Chat, Prepared, Reject
 from data_prep.storage import write_text
-from data_prep.tokenizer import EncodedChat
 
 CHAT_SCHEMA = pa.schema(
     {
@@ -49,19 +52,19 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
 class WorkDir:
     """The files of one job."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @staticmethod
     def of(output: Path) -> "WorkDir":
         """Beside the dataset that the job makes."""
         return WorkDir(output.with_name(f".{output.name}.work"))
 
-    def open(self, job: dict[str, Any]) -> None:
-        """Go on from what is there, if it is of the same job; otherwise start over."""
+    def open(self, job: dict[str, Any], tokenizer: str) -> None:
+        """Go on from what is there, if it is of the same job; otherwise start over. `tokenizer`: its description."""
         description = json.dumps(job, sort_keys=True)
         file = self.path / "job.json"
         if file.exists() and file.read_text() == description:
@@ -69,11 +72,16 @@ class WorkDir:
         self.remove()
         for name in ("chats", "keys", "rejects", "done"):
             (self.path / name).mkdir(parents=True)
+        write_text(self.path / "tokenizer.json", tokenizer)
         write_text(file, description)
 
     def remove(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def encoders(self) -> Encoders:
+        """The encoders of the job's tokenizer."""
+        return Encoders((self.path / "tokenizer.json").read_text())
 
     def is_done(self, name: str) -> bool:
         """Whether the chunk `name` is whole."""

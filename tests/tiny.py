@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.byte_level import BYTE_LEVEL
 from data_prep.chat_template import TEMPLATES
-from data_prep.tokenizer import special_tokens
+from data_prep.tokenizer import encoders_of
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant.",
@@ -82,7 +82,7 @@ TOKENIZERS = {
 
 def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     """Give the tokenizer the named template as its own."""
-    tokenizer.chat_template = TEMPLATES[name].jinja(opens_with_bos=bool(special_tokens(tokenizer).bos))
+    tokenizer.chat_template = TEMPLATES[name].jinja(opens_with_bos=bool(encoders_of(tokenizer).for_templates.bos))
 
 
 def write_model(directory: Path, *, template: str = "chatml", num_key_value_heads: int = 2) -> Path:
@@ -136,13 +136,13 @@ def write_dataset(
     from data_prep.moderation import NoModerator
     from data_prep.pack import ROW_SCHEMA_VERSION, count_rows, rows_to_table
     from data_prep.prepare import Chunk, Item, Preparation, pack_chats
-    from data_prep.tokenizer import fingerprint, load_tokenizer
+    from data_prep.tokenizer import encoders_of, fingerprint, load_tokenizer
 
     values = {"output": str(directory), "tokenizer": str(model), "sources": ["unused"]}
     config = DataConfig.parse({**values, "context_length": context_length, **fields})
     tokenizer = load_tokenizer(str(model))
     chunk = Chunk(1, "unused", [Item(position, record) for position, record in enumerate(chats(count))])
-    packed = pack_chats(Preparation(config, tokenizer, NoModerator()).prepare(chunk).chats, {}, config)
+    packed = pack_chats(Preparation(config, encoders_of(tokenizer), NoModerator()).prepare(chunk).chats, {}, config)
     for split, rows in packed.rows.items():
         (directory / split).mkdir(parents=True)
         if rows:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from data_prep.encode import mask_untrained
 from data_prep.pack import Row, position_ids, rows_to_table, table_to_rows
-from data_prep.tokenizer import mask_untrained
 
 
 @dataclass(frozen=True)

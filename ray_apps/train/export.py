@@ -17,7 +17,7 @@ from data_prep.chat_template import get_template
 from data_prep.errors import RunError
 from data_prep.manifest import read_manifest
 from data_prep.storage import check_replaceable, written_aside
-from data_prep.tokenizer import load_tokenizer, special_tokens
+from data_prep.tokenizer import encoders_of, load_tokenizer
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
@@ -92,7 +92,7 @@ def export(config: TrainConfig) -> Path:
 def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
     tokenizer = load_tokenizer(config.model)
     template = get_template(read_manifest(config.dataset).template)
-    tokenizer.chat_template = template.jinja(opens_with_bos=bool(special_tokens(tokenizer).bos))
+    tokenizer.chat_template = template.jinja(opens_with_bos=bool(encoders_of(tokenizer).for_templates.bos))
     tokenizer.save_pretrained(directory)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     GenerationConfig(

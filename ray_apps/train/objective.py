@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from data_prep.tokenizer import IGNORE_INDEX
+from data_prep.encode import IGNORE_INDEX
 from ray_apps.train.data import Batch
 
 CHUNK_TOKENS = 512

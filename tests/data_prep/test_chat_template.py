@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from data_prep.chat_template import TEMPLATES, Rendered, SpecialTokens, get_template
 from data_prep.conversation import Conversation, Message, Role
 from data_prep.errors import ConfigError
-from data_prep.tokenizer import special_tokens
+from data_prep.tokenizer import encoders_of
 from tests import tiny
 
 V1_1_SYSTEM = (
@@ -87,7 +87,7 @@ def test_jinja_agrees_byte_for_byte(
     tokenizer = tokenizers[kind]
     conversation = chat(*contents, system=system)
     prompt = len(contents) % 2 == 1
-    rendered = TEMPLATES[name].render(conversation, special_tokens(tokenizer), add_generation_prompt=prompt)
+    rendered = TEMPLATES[name].render(conversation, encoders_of(tokenizer).for_templates, add_generation_prompt=prompt)
     tiny.set_template(tokenizer, name)
     text = tokenizer.apply_chat_template(
         conversation.to_record()["messages"], tokenize=False, add_generation_prompt=prompt

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.encode import EncodedChat
 from data_prep.pack import Document, best_fit, make_rows, position_ids, rows_to_table, table_to_rows
-from data_prep.tokenizer import EncodedChat
 
 
 def chat(length: int, first: int = 0) -> EncodedChat:

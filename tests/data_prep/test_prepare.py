@@ -12,6 +12,7 @@ from data_prep.contamination import EvaluationQuestions
 from data_prep.conversation import Conversation
 from data_prep.moderation import NoModerator
 from data_prep.prepare import Chunk, Item, Preparation, Prepared, pack_chats
+from data_prep.tokenizer import encoders_of
 from tests import tiny
 
 ROUND = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]
@@ -33,7 +34,7 @@ def config(**fields: Any) -> DataConfig:
 def prepared(*records: Any, tokenizer: Any = TOKENIZER, weight: float = 1.0, **fields: Any) -> Prepared:
     """What a group of `records`, None for one that could not be read, gives."""
     items = [Item(position, value, None if value else "torn") for position, value in enumerate(records)]
-    preparation = Preparation(config(**fields), tokenizer, NoModerator())
+    preparation = Preparation(config(**fields), encoders_of(tokenizer), NoModerator())
     return preparation.prepare(Chunk(1, "chats.json", items, weight))
 
 
@@ -191,7 +192,7 @@ def test_excluded_chats_and_evaluation_questions_are_left_out_and_listed() -> No
     ]
     items = [Item(position, value) for position, value in enumerate(records)]
     questions = EvaluationQuestions([asked], 8)
-    result = Preparation(config(exclude_ids=["gone"]), TOKENIZER, NoModerator(), questions).prepare(
+    result = Preparation(config(exclude_ids=["gone"]), encoders_of(TOKENIZER), NoModerator(), questions).prepare(
         Chunk(1, "x", items)
     )
     assert [(reject.id, reject.reason, reject.detail) for reject in result.rejects] == [
@@ -206,7 +207,7 @@ def test_flagged_chats_are_left_out() -> None:
             return ["hate" if conversation.id == "b" else None for conversation in conversations]
 
     items = [Item(position, {"id": name, "conversations": ROUND}) for position, name in enumerate("abc")]
-    result = Preparation(config(), TOKENIZER, Flagging()).prepare(Chunk(1, "x", items))
+    result = Preparation(config(), encoders_of(TOKENIZER), Flagging()).prepare(Chunk(1, "x", items))
     assert kept(result) == ["a", "c"]
     assert [(reject.id, reject.reason, reject.detail) for reject in result.rejects] == [("b", "moderation", "hate")]
 

@@ -8,6 +8,7 @@ import pytest
 from data_prep.config import DataConfig
 from data_prep.moderation import NoModerator
 from data_prep.prepare import Chunk, Item, Preparation, Prepared
+from data_prep.tokenizer import describe, encoders_of
 from data_prep.work import WorkDir
 from tests import tiny
 
@@ -17,14 +18,14 @@ def prepared() -> Prepared:
     values = {"output": "x", "tokenizer": "x", "sources": ["chats.json"], "template": "chatml", "context_length": 128}
     config = DataConfig.parse({**values, "dedup": {"near": 0.8}})
     items = [Item(position, record) for position, record in enumerate(tiny.chats(20))]
-    return Preparation(config, tiny.byte_level(), NoModerator()).prepare(
+    return Preparation(config, encoders_of(tiny.byte_level()), NoModerator()).prepare(
         Chunk(3, "chats.json", [*items, Item(20, None, "line 21: not JSON")])
     )
 
 
 def test_a_group_comes_back_as_it_was(prepared: Prepared, tmp_path: Path) -> None:
     work = WorkDir.of(tmp_path / "dataset")
-    work.open({"a": 1})
+    work.open({"a": 1}, "{}")
     assert not work.is_done("0003-000000")
     work.write("0003-000000", prepared)
     assert work.is_done("0003-000000")
@@ -46,9 +47,17 @@ def test_a_group_comes_back_as_it_was(prepared: Prepared, tmp_path: Path) -> Non
     assert work.read_done("0003-000000") == (prepared.counts, prepared.samples)
 
 
+def test_tasks_find_the_tokenizer(tmp_path: Path) -> None:
+    work, tokenizer = WorkDir.of(tmp_path / "dataset"), tiny.byte_level()
+    work.open({}, describe(tokenizer))
+    for spelling, special in work.encoders().specials.items():
+        assert special.id == tokenizer.convert_tokens_to_ids(spelling)
+    assert work.encoders().for_templates.eos == tokenizer.eos_token
+
+
 def test_a_group_without_chats_is_kept_too(tmp_path: Path) -> None:
     work = WorkDir.of(tmp_path / "dataset")
-    work.open({})
+    work.open({}, "{}")
     work.write("0001-000000", Prepared())
     assert work.read_chats("0001-000000") == []
     assert work.num_keys("0001-000000") == 0
@@ -56,11 +65,11 @@ def test_a_group_without_chats_is_kept_too(tmp_path: Path) -> None:
 
 def test_another_job_starts_over(prepared: Prepared, tmp_path: Path) -> None:
     work = WorkDir.of(tmp_path / "dataset")
-    work.open({"seed": 1})
+    work.open({"seed": 1}, "{}")
     work.write("0003-000000", prepared)
-    work.open({"seed": 1})
+    work.open({"seed": 1}, "{}")
     assert work.names() == ["0003-000000"]
-    work.open({"seed": 2})
+    work.open({"seed": 2}, "{}")
     assert work.names() == []
     work.remove()
     assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.encode import IGNORE_INDEX
 from data_prep.pack import Row
-from data_prep.tokenizer import IGNORE_INDEX
 from ray_apps.train.data import RowOrder, RowStore, collate
 
 

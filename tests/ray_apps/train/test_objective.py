@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from data_prep.tokenizer import IGNORE_INDEX
+from data_prep.encode import IGNORE_INDEX
 from ray_apps.models import load_causal_lm
 from ray_apps.train import objective
 from ray_apps.train.attention import choose_attention
