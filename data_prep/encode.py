@@ -11,6 +11,7 @@ from tokenizers import Encoding
 
 from data_prep.chat_template import Rendered
 from data_prep.encoders import Encoders
+from data_prep.word_encoder import CUT, Stretch
 
 IGNORE_INDEX = -100
 
@@ -44,7 +45,9 @@ def encode_chats(encoders: Encoders, batch: Sequence[Rendered], memo: "Memo | No
     memo = {} if memo is None else memo
     chats = [[_piece(rendered, part) for part in _parts(encoders, rendered)] for rendered in batch]
     unknown = {piece: None for chat in chats for piece in chat if piece not in memo}
-    for piece, encoding in zip(unknown, _encode_texts(encoders, unknown), strict=True):
+    memo.update(_encode_by_words(encoders, unknown))
+    whole = [piece for piece in unknown if piece not in memo]
+    for piece, encoding in zip(whole, _encode_texts(encoders, whole), strict=True):
         memo[piece] = _encode_piece(encoders, piece, encoding)
     return [_join([memo[piece] for piece in chat]) for chat in chats]
 
@@ -66,6 +69,10 @@ class _Piece(NamedTuple):
     special: bool
     opens: bool
     edges: tuple[tuple[int, int, float], ...]
+
+    @property
+    def place(self) -> str:
+        return "first" if self.opens else "later"
 
 
 Memo = dict[_Piece, EncodedChat]
@@ -106,6 +113,33 @@ def _piece(rendered: Rendered, part: _Part) -> _Piece:
     inside = [span for span in rendered.spans if span.start < part.end and span.end > part.start]
     edges = tuple((max(s.start, part.start) - part.start, min(s.end, part.end) - part.start, s.weight) for s in inside)
     return _Piece(part.text, part.special, part.start == 0, edges)
+
+
+def _encode_by_words(encoders: Encoders, pieces: Iterable[_Piece]) -> Iterator[tuple[_Piece, EncodedChat]]:
+    """Encode the pieces that a word encoder can cut at all edges of their runs."""
+    if encoders.words is None:
+        return
+    cut = [(piece, runs) for piece in pieces if (runs := _runs_between_cuts(piece)) is not None]
+    encoded = iter(encoders.words.encode([stretch for _, runs in cut for stretch, _ in runs]))
+    for piece, runs in cut:
+        ids = [next(encoded) for _ in runs]
+        weights = [np.full(len(part), weight, np.float32) for part, (_, weight) in zip(ids, runs, strict=True)]
+        yield piece, _join([EncodedChat(*both) for both in zip(ids, weights, strict=True)])
+
+
+def _runs_between_cuts(piece: _Piece) -> list[tuple[Stretch, float]] | None:
+    """The runs of a piece that are trained alike, with their weights; None if one does not start at a cut."""
+    if piece.special:
+        return None
+    edges = sorted({0, len(piece.text), *(edge for start, end, _ in piece.edges for edge in (start, end))})
+    weight_at = {start: weight for start, end, weight in piece.edges if end > start}
+    runs = []
+    for start, end in pairwise(edges):
+        if start and not CUT.match(piece.text, start):
+            return None
+        stretch = Stretch(piece.text[start + 1 : end], "inner") if start else Stretch(piece.text[:end], piece.place)
+        runs.append((stretch, weight_at.get(start, 0.0)))
+    return runs
 
 
 def _encode_piece(encoders: Encoders, piece: _Piece, encoding: Encoding | None) -> EncodedChat:

@@ -1,0 +1,136 @@
+"""Encoding word by word with a memory: natural text repeats its words, and to look one up costs less than to encode it.
+
+Exact, not an approximation. A text is cut only before a single space between two characters that surely are no white
+space, and only for tokenizers that are known to have a token boundary there, whatever stands around it:
+
+- byte-pair encoding whose vocabulary has no token with such a space inside (each merge makes a token of the vocabulary,
+  Sennrich et al. 2016, so none reaches over it);
+- no normalizer but those that write spaces as marks;
+- none of the pre-tokenizers but those that cut there or nowhere.
+
+For all others there is no word encoder, and texts are encoded whole.
+"""
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+_INK = "!-~\u00a1-\u167f\u3001-\ud7ff\U00010000-\U0010ffff"
+CUT = re.compile(f" (?<=[{_INK}] )(?=[{_INK}])")
+"""Matches the space before which a text may be cut."""
+
+_MOST_WORDS = 1 << 19
+_LONGEST = 32  # characters; what is longer hardly comes again
+_TOKEN_OVER_CUT = {
+    "Ġ": re.compile("[^\u0100-\u0120]\u0120"),  # bytes up to that of the space
+    "▁": re.compile(r"[^▁\s]▁"),
+}
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = (_PATTERN % "{1,3}", _PATTERN % "")  # Llama 3; Qwen 2 and 3
+
+
+class Stretch(NamedTuple):
+    """Text to encode. `place`: "first" at the start of a text, "later" after a special token, "inner" after a cut.
+
+    Of an inner stretch the space at its start is left out.
+    """
+
+    text: str
+    place: str
+
+
+class WordEncoder:
+    """Encodes stretches of text. Safe to use from several threads."""
+
+    def __init__(self, encoders: Mapping[str, Tokenizer]) -> None:
+        self._encoders = encoders
+        self._lock = threading.Lock()
+        self._ids: dict[str | Stretch, bytes] = {}  # an inner word by itself, others as the stretch they open
+
+    def encode(self, stretches: Sequence[Stretch]) -> list[npt.NDArray[np.int32]]:
+        """Ids of each stretch, int32 `[tokens]`."""
+        words = [_words(stretch) for stretch in stretches]
+        with self._lock:
+            if len(self._ids) > _MOST_WORDS:
+                self._ids.clear()
+            unknown = set(chain.from_iterable(words)).difference(self._ids)
+            self._learn([word for word in unknown if isinstance(word, str)], "inner")
+            for place in ("first", "later"):
+                self._learn([word for word in unknown if isinstance(word, Stretch) and word.place == place], place)
+            joined = [b"".join(map(self._ids.__getitem__, row)) for row in words]
+            for word in unknown:
+                if len(word if isinstance(word, str) else word.text) > _LONGEST:
+                    del self._ids[word]
+        return [np.frombuffer(row, np.int32) for row in joined]
+
+    def _learn(self, words: Sequence[str | Stretch], place: str) -> None:
+        texts = [f" {word}" if isinstance(word, str) else word.text for word in words]
+        encodings = self._encoders[place].encode_batch_fast(texts, add_special_tokens=False)
+        for word, encoding in zip(words, encodings, strict=True):
+            self._ids[word] = np.array(encoding.ids, np.int32).tobytes()
+
+
+def _words(stretch: Stretch) -> list[str | Stretch]:
+    words: list[str | Stretch] = [*CUT.split(stretch.text)]
+    if stretch.place != "inner":
+        words[0] = Stretch(str(words[0]), stretch.place)
+    return words
+
+
+def can_be_cut(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer, as in tokenizer.json, has a token boundary wherever `CUT` matches."""
+    model = tokenizer["model"]
+    if model["type"] != "BPE" or model.get("dropout"):
+        return False
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return False
+    steps = list(_steps(tokenizer["pre_tokenizer"], "pretokenizers"))
+    by_bytes = any(step["type"] == "ByteLevel" for step in steps)
+    if model.get("ignore_merges") and not by_bytes:
+        return False  # a whole text could be a token that no merge makes
+    mark = "Ġ" if by_bytes else "▁"
+    return (
+        mark in model["vocab"]  # unknown characters may be fused
+        and all(_keeps_cuts(step, alone=len(steps) == 1) for step in steps)
+        and all(_writes_marks(step) for step in _steps(tokenizer["normalizer"], "normalizers"))
+        and not any(_reaches_over(token) for token in tokenizer["added_tokens"] if not token["special"])
+        and not any(_TOKEN_OVER_CUT[mark].search(token) for token in model["vocab"])
+    )
+
+
+def _steps(node: Any, parts: str) -> list[Any]:
+    if node is None:
+        return []
+    return [step for inner in node[parts] for step in _steps(inner, parts)] if node["type"] == "Sequence" else [node]
+
+
+def _keeps_cuts(pre_tokenizer: Mapping[str, Any], *, alone: bool) -> bool:
+    if pre_tokenizer["type"] == "Split":
+        pattern = pre_tokenizer["pattern"].get("Regex")
+        return pattern in _PATTERNS and pre_tokenizer["behavior"] == "Isolated" and not pre_tokenizer["invert"]
+    if pre_tokenizer["type"] == "Metaspace":
+        return bool(alone and pre_tokenizer["replacement"] == "▁")
+    if pre_tokenizer["type"] == "ByteLevel":
+        return bool(alone or not pre_tokenizer["add_prefix_space"])  # or it would be added to every part
+    return bool(pre_tokenizer["type"] == "Digits")
+
+
+def _writes_marks(normalizer: Mapping[str, Any]) -> bool:
+    if normalizer["type"] == "Prepend":
+        return True
+    return bool(
+        normalizer["type"] == "Replace" and normalizer["pattern"] == {"String": " "} and normalizer["content"] == "▁"
+    )
+
+
+def _reaches_over(token: Mapping[str, Any]) -> bool:
+    return bool(" " in token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"])
