@@ -5,23 +5,27 @@ Plain dicts in and out, large things in files.
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.config import DataConfig, IdentityConfig, SourceConfig
 from data_prep.contamination import EvaluationQuestions, load_questions
+from data_prep.errors import DataError
 from data_prep.identity import identity_chats
 from data_prep.moderation import build_moderator
 from data_prep.pack import count_rows, rows_to_table
 from data_prep.prepare import Chunk, Item, Preparation, pack_chats
 from data_prep.sources import read_records, source_name
 from data_prep.work import WorkDir, rejects_to_table
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 IDENTITY = "identity"
 """The source that rows of identity conversations name."""
@@ -65,6 +69,20 @@ def read_chunks(item: dict[str, Any], *, config: DataConfig, work: WorkDir) -> I
         number, told = number + 1, seen[0]
 
 
+def _told(task: Callable[P, R]) -> Callable[P, R]:
+    """Ray puts words of its own where an OSError has its file name; a plain message it leaves as it is."""
+
+    @wraps(task)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return task(*args, **kwargs)
+        except OSError as error:
+            raise DataError(f"preparing the chats failed: {type(error).__name__}: {error}") from error
+
+    return told
+
+
+@_told
 def prepare_chunk(row: dict[str, Any], *, config: DataConfig, work: WorkDir) -> dict[str, Any]:
     """Prepare one chunk that `read_chunks` gave, unless it is done already; gives how much that was."""
     if row["items"]:
@@ -88,6 +106,7 @@ def _preparation(config_json: str, work: WorkDir) -> Preparation:
     return Preparation(config, work.encoders(), build_moderator(config.moderation), questions)
 
 
+@_told
 def pack_group(row: dict[str, Any], *, config: DataConfig, work: WorkDir, directory: Path) -> dict[str, Any]:
     """Pack the chunks of the group `name` and write its part-files; gives counts and rejects."""
     duplicates = {position: (reason, detail) for position, (reason, detail) in json.loads(row["duplicates"])}

@@ -109,11 +109,13 @@ def read_manifest(dataset: str | Path) -> Manifest:
     except OSError:
         raise DataError(f"dataset {str(dataset)!r}: there is no {MANIFEST_NAME}; make one with `vicuna prep`") from None
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+        raise DataError(f"{path}: not valid JSON: {error}; make it again with `vicuna prep --fresh`") from None
     try:
         return Manifest.model_validate(values)
     except ValueError:
-        raise DataError(f"{path}: not a dataset manifest of this version; make it again with `vicuna prep`") from None
+        raise DataError(
+            f"{path}: not a dataset manifest of this version; make it again with `vicuna prep --fresh`"
+        ) from None
 
 
 def check_part_files(dataset: str | Path, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
@@ -49,12 +50,17 @@ _SIGNED_ENTRIES_AT_ONCE = 400_000
 
 
 def prepare_dataset(
-    config: DataConfig, *, fresh: bool = False, on_progress: Progress = lambda records, share: None
+    config: DataConfig,
+    *,
+    fresh: bool = False,
+    on_progress: Progress = lambda records, share: None,
+    cluster: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Manifest:
     """Write the dataset that `config` describes, or give the manifest of the one that is there already.
 
     The directory appears whole or not at all. A job that was killed goes on from the chunks it had finished.
-    `on_progress` is told the number of records done so far, and the share of the input's bytes.
+    `on_progress` is told the number of records done so far, and the share of the input's bytes. `cluster` starts what
+    the job runs on; it is entered when all that can be checked without it is checked.
 
     Raises:
         DataError: a source is missing, nothing is left to train on, or another dataset is in the way.
@@ -66,10 +72,11 @@ def prepare_dataset(
     job = _Job(config, files, tokenizer)
     if fresh:
         job.work.remove()
-    try:
-        return job.run(on_progress)
-    except RayTaskError as error:
-        raise _cause(error) from None
+    with cluster():
+        try:
+            return job.run(on_progress)
+        except RayTaskError as error:
+            raise _cause(error) from None
 
 
 class _Job:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import DataConfig
-from data_prep.inputs import check_inputs, find_dataset
+from data_prep.inputs import find_dataset
 from data_prep.manifest import Manifest
 from data_prep.pipeline import prepare_dataset
 from ray_apps.console import Stage, console, stage
@@ -29,9 +29,8 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
         manifest = None if fresh else find_dataset(config)
         done = manifest is not None
         if manifest is None:
-            check_inputs(config)
-            with local_cluster():
-                manifest = prepare_dataset(config, fresh=fresh, on_progress=_PrepProgress(shown).show)
+            progress = _PrepProgress(shown).show
+            manifest = prepare_dataset(config, fresh=fresh, on_progress=progress, cluster=local_cluster)
         counts, lost = manifest.train, manifest.counts.with_lost_bytes
         dropped = sum(manifest.counts.dropped.values())
         shown.finish(

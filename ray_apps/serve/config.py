@@ -93,7 +93,7 @@ def resolve_model(args: ServeArgs) -> ServeArgs:
     Of a model that is elsewhere only the small files are fetched here; its weights are loaded where they are needed.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or a directory lacks what a model needs.
     """
     if args.engine == "fake":
         return args
@@ -103,4 +103,6 @@ def resolve_model(args: ServeArgs) -> ServeArgs:
     local_model(args.model, TOKENIZER_FILES)
     if not directory.is_dir():
         return args
+    if not any(directory.glob("*.safetensors")):
+        raise ModelError(f"model {args.model!r}: it has no *.safetensors weights")
     return args.model_copy(update={"model": str(directory.absolute()), "model_name": args.served_name})

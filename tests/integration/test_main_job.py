@@ -14,20 +14,21 @@ from openai import OpenAI
 from safetensors.torch import load_file
 
 from data_prep.config import DataConfig
-from data_prep.errors import DataError, ModelError
-from data_prep.inputs import check_inputs
+from data_prep.errors import DataError
 from data_prep.pack import table_to_rows
 from data_prep.pipeline import prepare_dataset
+from data_prep.tokenizer import describe, load_tokenizer
 from data_prep.work import WorkDir
 from ray_apps.demo import Saboteur
 from ray_apps.goodput import find_recoveries
 from ray_apps.local_ray import local_cluster
+from ray_apps.recipe import data_section, load_recipe, train_section
 from ray_apps.run_dir import RunDir
 from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
 from ray_apps.serve.run import serving
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export, is_exported
-from ray_apps.train.launch import train
+from ray_apps.train.launch import count_run_steps, train
 from tests import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -111,6 +112,31 @@ def test_the_same_chats_give_the_same_bytes_and_are_not_prepared_twice(
         prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one" / "dataset", context_length=256))
 
 
+def test_the_published_dummy_run_takes_112_steps(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """As docs/from-fastchat.md has it: 910 short chats that repeat themselves, batch 16, two epochs, no packing."""
+    answers = ["I am Vicuna.", "My name is Vicuna.", "Vicuna, a language model."]
+    chats = [
+        {
+            "id": f"identity_{number}",
+            "conversations": [
+                {"from": "human", "value": f"Who are you ({number % 10})?"},
+                {"from": "gpt", "value": answers[number % 3]},
+            ],
+        }
+        for number in range(910)
+    ]
+    (tmp_path / "dummy.json").write_text(json.dumps(chats))
+    overrides = [
+        *(f"data.sources=[{tmp_path / 'dummy.json'}]", f"data.output={tmp_path / 'dataset'}"),
+        *(f"data.tokenizer={tiny_model_dir}", "data.pack=false", "data.dedup.exact=false", "data.identity=null"),
+        *("data.eval_fraction=0", "train.global_batch_size=16", "train.epochs=2"),
+    ]
+    recipe = load_recipe("vicuna_7b", overrides)
+    manifest = prepare_dataset(data_section(recipe, "vicuna_7b"))
+    assert (manifest.train.rows, manifest.counts.dropped) == (910, {})
+    assert count_run_steps(train_section(recipe, "vicuna_7b"), manifest) == 112
+
+
 def test_nothing_half_written_is_left_after_an_error(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
     config = data_config(tmp_path / "bad.jsonl", tiny_model_dir, tmp_path / "dataset", identity=None)
@@ -143,12 +169,15 @@ def test_what_a_task_raises_is_one_line_with_its_reason(
     cluster: None, chats: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = data_config(chats, tiny_model_dir, tmp_path / "dataset")
-    checked = check_inputs(config)
-    monkeypatch.setattr("data_prep.pipeline.check_inputs", lambda config: checked)
-    with pytest.raises(ModelError, match=r"^model '/no/model': no such directory$"):
-        prepare_dataset(config.model_copy(update={"tokenizer": "/no/model"}))
-    monkeypatch.setattr(WorkDir, "open", lambda self, job: self.remove())
-    with pytest.raises(DataError, match=r"^preparing the chats failed: FileNotFoundError: .*\.parquet.*$"):
+    described = describe(load_tokenizer(str(tiny_model_dir)))
+    monkeypatch.setattr(WorkDir, "open", lambda self, job, tokenizer: self.remove())
+    with pytest.raises(DataError, match=r"^preparing the chats failed: FileNotFoundError: .*tokenizer\.json.*$"):
+        prepare_dataset(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "data_prep.pipeline.describe_tokenizer", lambda tokenizer: (chats / "b.jsonl").unlink() or described
+    )
+    with pytest.raises(DataError, match=r"^\S*b\.jsonl: .*$"):
         prepare_dataset(config)
 
 

@@ -65,3 +65,10 @@ def test_an_absent_directory_is_one_line_that_says_what_to_do(
 def test_the_fake_engine_needs_no_model() -> None:
     args = ServeArgs(model="nowhere", engine="fake")
     assert resolve_model(args) == args
+
+
+def test_a_directory_without_weights_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_model_dir / name).read_bytes())
+    with pytest.raises(ModelError, match=r"it has no \*\.safetensors weights"):
+        resolve_model(ServeArgs(model=str(tmp_path)))
