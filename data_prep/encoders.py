@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from data_prep.byte_level import BYTE_LEVEL
 from data_prep.chat_template import SpecialTokens
-from data_prep.word_encoder import WordEncoder, can_be_cut
+from data_prep.word_encoder import WordEncoder, can_be_cut, can_be_cut_at_lines
 
 
 class Special(NamedTuple):
@@ -43,11 +43,12 @@ class Encoders:
         self.inner = ordinary(json.dumps(_without_prefix(description)))
         self.specials = {token.content: token for token in (Special(*values) for values in whole["specials"])}
         self.for_templates = SpecialTokens(eos=whole["eos"], bos=whole["bos"])
-        self.words = self._word_encoder() if can_be_cut(description) else None
+        self.words = self._word_encoder(description) if can_be_cut(description) else None
         self._missing = _missing_bytes(description)
 
-    def _word_encoder(self) -> WordEncoder:
-        return WordEncoder({"first": self.first, "later": self.later, "inner": self.inner})
+    def _word_encoder(self, description: Mapping[str, Any]) -> WordEncoder:
+        encoders = {"first": self.first, "later": self.later, "inner": self.inner}
+        return WordEncoder(encoders, cuts_lines=can_be_cut_at_lines(description))
 
     def has_tokens_for(self, text: str) -> bool:
         """Whether there is a token for every byte of `text`. A byte-level tokenizer leaves out bytes it lacks."""

@@ -1,7 +1,8 @@
 """Encoding word by word with a memory: natural text repeats its words, and to look one up costs less than to encode it.
 
 Exact, not an approximation. A text is cut only before a single space between two characters that surely are no white
-space, and only for tokenizers that are known to have a token boundary there, whatever stands around it:
+space, or before a line end after such a character, and only for tokenizers that are known to have a token boundary
+there, whatever stands around it:
 
 - byte-pair encoding whose vocabulary has no token with such a space inside (each merge makes a token of the vocabulary,
   Sennrich et al. 2016, so none reaches over it);
@@ -13,7 +14,7 @@ For all others there is no word encoder, and texts are encoded whole.
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer
 _INK = "!-~\u00a1-\u167f\u3001-\ud7ff\U00010000-\U0010ffff"
 CUT = re.compile(f" (?<=[{_INK}] )(?=[{_INK}])")
 """Matches the space before which a text may be cut."""
+_LINE_CUT = re.compile(f"\n(?<=[{_INK}]\n)")
 
 _MOST_WORDS = 1 << 19
 _LONGEST = 32  # characters; what is longer hardly comes again
@@ -31,11 +33,16 @@ _TOKEN_OVER_CUT = {
     "Ġ": re.compile("[^\u0100-\u0120]\u0120"),  # bytes up to that of the space
     "▁": re.compile(r"[^▁\s]▁"),
 }
+_TOKEN_OVER_LINE_CUT = re.compile(r"[^▁\s]\n")
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PATTERNS = (_PATTERN % "{1,3}", _PATTERN % "")  # Llama 3; Qwen 2 and 3
+
+
+_MARKS = {"first": "\0", "later": "\1", "inner": ""}  # characters that no word after a cut starts with
+_PLACES = {mark: place for place, mark in _MARKS.items()}
 
 
 class Stretch(NamedTuple):
@@ -51,39 +58,49 @@ class Stretch(NamedTuple):
 class WordEncoder:
     """Encodes stretches of text. Safe to use from several threads."""
 
-    def __init__(self, encoders: Mapping[str, Tokenizer]) -> None:
+    def __init__(self, encoders: Mapping[str, Tokenizer], *, cuts_lines: bool) -> None:
         self._encoders = encoders
+        self._cuts_lines = cuts_lines
         self._lock = threading.Lock()
-        self._ids: dict[str | Stretch, bytes] = {}  # an inner word by itself, others as the stretch they open
+        self._ids: dict[str, bytes] = {}  # by words as `_words` gives them
 
     def encode(self, stretches: Sequence[Stretch]) -> list[npt.NDArray[np.int32]]:
         """Ids of each stretch, int32 `[tokens]`."""
-        words = [_words(stretch) for stretch in stretches]
+        words = [self._words(stretch) for stretch in stretches]
         with self._lock:
             if len(self._ids) > _MOST_WORDS:
                 self._ids.clear()
             unknown = set(chain.from_iterable(words)).difference(self._ids)
-            self._learn([word for word in unknown if isinstance(word, str)], "inner")
-            for place in ("first", "later"):
-                self._learn([word for word in unknown if isinstance(word, Stretch) and word.place == place], place)
+            self._learn(unknown)
             joined = [b"".join(map(self._ids.__getitem__, row)) for row in words]
             for word in unknown:
-                if len(word if isinstance(word, str) else word.text) > _LONGEST:
+                if len(word) > _LONGEST:
                     del self._ids[word]
         return [np.frombuffer(row, np.int32) for row in joined]
 
-    def _learn(self, words: Sequence[str | Stretch], place: str) -> None:
-        texts = [f" {word}" if isinstance(word, str) else word.text for word in words]
-        encodings = self._encoders[place].encode_batch_fast(texts, add_special_tokens=False)
-        for word, encoding in zip(words, encodings, strict=True):
-            self._ids[word] = np.array(encoding.ids, np.int32).tobytes()
+    def _words(self, stretch: Stretch) -> list[str]:
+        """The words of a stretch: the first marked by its place, others without the space they start with."""
+        if self._cuts_lines:
+            first, *others = _LINE_CUT.split(stretch.text)
+            words = CUT.split(first)
+            for line in others:
+                line_words = CUT.split(line)
+                line_words[0] = f"\n{line_words[0]}"
+                words += line_words
+        else:
+            words = CUT.split(stretch.text)
+        words[0] = _MARKS[stretch.place] + words[0]
+        return words
 
-
-def _words(stretch: Stretch) -> list[str | Stretch]:
-    words: list[str | Stretch] = [*CUT.split(stretch.text)]
-    if stretch.place != "inner":
-        words[0] = Stretch(str(words[0]), stretch.place)
-    return words
+    def _learn(self, words: Collection[str]) -> None:
+        texts: dict[str, dict[str, str]] = {place: {} for place in _MARKS}
+        for word in words:
+            place = _PLACES.get(word[0], "inner")
+            texts[place][word] = word[1:] if place != "inner" else word if word[0] == "\n" else f" {word}"
+        for place, of_place in texts.items():
+            encodings = self._encoders[place].encode_batch_fast([*of_place.values()], add_special_tokens=False)
+            for word, encoding in zip(of_place, encodings, strict=True):
+                self._ids[word] = np.array(encoding.ids, np.int32).tobytes()
 
 
 def can_be_cut(tokenizer: Mapping[str, Any]) -> bool:
@@ -105,6 +122,15 @@ def can_be_cut(tokenizer: Mapping[str, Any]) -> bool:
         and not any(_reaches_over(token) for token in tokenizer["added_tokens"] if not token["special"])
         and not any(_TOKEN_OVER_CUT[mark].search(token) for token in model["vocab"])
     )
+
+
+def can_be_cut_at_lines(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer that can be cut has a token boundary before every line end after ink, too."""
+    model, steps = tokenizer["model"], _steps(tokenizer["pre_tokenizer"], "pretokenizers")
+    if any(step["type"] == "ByteLevel" for step in steps):
+        return all(step.get("use_regex", step["type"] == "Digits") for step in steps)
+    known = "\n" in model["vocab"] or (model.get("byte_fallback") and "<0x0A>" in model["vocab"])
+    return bool(known) and not any(_TOKEN_OVER_LINE_CUT.search(token) for token in model["vocab"])
 
 
 def _steps(node: Any, parts: str) -> list[Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -40,8 +41,14 @@ def with_prefix() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def lines_apart() -> PreTrainedTokenizerFast:
+    with patch.object(tiny, "CORPUS", [line for text in tiny.CORPUS for line in text.splitlines()]):
+        return tiny.sentencepiece_like(legacy=True)
+
+
 CUTTABLE: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     **{name: make for name, make in tiny.TOKENIZERS.items() if name != "sentencepiece-straddling"},
+    "sentencepiece-lines": lines_apart,
     "llama-3": lambda: split_by(_PATTERNS[0]),
     "qwen": lambda: split_by(_PATTERNS[1]),
     "digits": with_digits,
@@ -49,7 +56,24 @@ CUTTABLE: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "lacks-bytes": lambda: tiny.byte_level(lacks=b"~\xf0"),
 }
 SPACES = [" ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "\u200b", "\u1680", "\x1c"]
-WORDS = ["the", "don't", "I'LL", "123", "4", "x=1;", "...", "é", "e\u0301", "你好", "😀", "<s>", "</s>", "▁", "Ġ"]
+WORDS = [
+    "the",
+    "don't",
+    "I'LL",
+    "123",
+    "4",
+    "x=1;",
+    "...",
+    "end.\n",
+    "é",
+    "e\u0301",
+    "你好",
+    "😀",
+    "<s>",
+    "</s>",
+    "▁",
+    "Ġ",
+]
 typed = st.lists(
     st.one_of(
         st.sampled_from(SPACES),
@@ -85,6 +109,11 @@ def test_what_follows_a_cut_is_encoded_by_itself(
     parts = of.words.encode([Stretch(before, "first"), Stretch(after, "inner")])
     whole = of.first.encode(f"{before} {after}", add_special_tokens=False).ids
     assert [*parts[0].tolist(), *parts[1].tolist()] == whole
+
+
+def test_some_are_cut_at_line_ends_too(encoders: dict[str, Encoders]) -> None:
+    lines = {kind for kind, of in encoders.items() if of.words is not None and of.words._cuts_lines}
+    assert lines == {"byte-level", "byte-level-gpt2", "sentencepiece-lines", "digits", "prefix", "lacks-bytes"}
 
 
 def test_long_words_are_not_remembered() -> None:
