@@ -14,6 +14,7 @@ For all others there is no word encoder, and texts are encoded whole.
 
 import re
 import threading
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ class WordEncoder:
         for place, of_place in texts.items():
             encodings = self._encoders[place].encode_batch_fast([*of_place.values()], add_special_tokens=False)
             for word, encoding in zip(of_place, encodings, strict=True):
-                self._ids[word] = np.array(encoding.ids, np.int32).tobytes()
+                self._ids[word] = array("i", encoding.ids).tobytes()
 
 
 def can_be_cut(tokenizer: Mapping[str, Any]) -> bool:

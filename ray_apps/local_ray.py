@@ -18,8 +18,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 @contextmanager
-def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
+def local_cluster(num_cpus: int | None = None, *, dashboard: bool = True) -> Iterator[None]:
     """Use the cluster that `RAY_ADDRESS` names, or start one here and end it with the block. A second one is the first.
+
+    Ray Train asks the state API of a `dashboard` whether a run is alive. Without one of its own it would ask that of
+    any other cluster on this machine, be told no, and end the run.
 
     Every process started below this one is ended with it, also after Ctrl-C or SIGTERM.
     """
@@ -40,9 +43,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=num_cpus or usable_cpus(),
-            # Ray Train asks the state API of a dashboard whether a run is alive. Without one of its own it would ask
-            # that of any other cluster on this machine, be told no, and end the run.
-            include_dashboard=True,
+            include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.WARNING,

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
         manifest = None if fresh else find_dataset(config)
         done = manifest is not None
         if manifest is None:
-            progress = _PrepProgress(shown).show
-            manifest = prepare_dataset(config, fresh=fresh, on_progress=progress, cluster=local_cluster)
+            progress, cluster = _PrepProgress(shown).show, partial(local_cluster, dashboard=False)
+            manifest = prepare_dataset(config, fresh=fresh, on_progress=progress, cluster=cluster)
         counts, lost = manifest.train, manifest.counts.with_lost_bytes
         dropped = sum(manifest.counts.dropped.values())
         shown.finish(
