@@ -6,7 +6,7 @@ or holds the whole of a question that is shorter.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,26 @@ class EvaluationQuestions:
     """The questions of some evaluations, ready to be looked for."""
 
     def __init__(self, questions: Sequence[str], ngram_words: int) -> None:
-        self._runs: defaultdict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
+        self._runs: defaultdict[int, dict[tuple[str, ...], str]] = defaultdict(dict)  # by their number of words
         for question in questions:
             split = tuple(words(question))
             size = min(ngram_words, len(split))
-            if size < min(_MIN_WORDS, ngram_words):
-                continue
-            for start in range(len(split) - size + 1):
-                run = split[start : start + size]
-                self._runs[run[0]].setdefault(run, question)
+            if size >= min(_MIN_WORDS, ngram_words):
+                for run in _runs(split, size):
+                    self._runs[size].setdefault(run, question)
 
     def found_in(self, conversation: Conversation) -> str | None:
         """The first question that `conversation` contains; None if there is none."""
         for message in conversation.turns:
             split = tuple(words(message.content))
-            for start, word in enumerate(split):
-                for run, question in self._runs.get(word, {}).items():
-                    if split[start : start + len(run)] == run:
-                        return question
+            for size, runs in self._runs.items():
+                if not runs.keys().isdisjoint(_runs(split, size)):
+                    return next(runs[run] for run in _runs(split, size) if run in runs)
         return None
+
+
+def _runs(split: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(split[start:] for start in range(size)), strict=False)
 
 
 def load_questions(paths: Sequence[str]) -> list[str]:
