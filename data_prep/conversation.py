@@ -120,9 +120,10 @@ def check_messages(messages: Sequence[Message]) -> None:
             )
 
 
-# Spellings seen in shared chats.
+# Names seen in shared chats, in whatever case.
 ROLE_NAMES = {
     "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
     "human": Role.USER,
     "user": Role.USER,
     "gpt": Role.ASSISTANT,
@@ -136,7 +137,7 @@ ROLE_NAMES = {
 def conversation_from_record(
     record: Any,
     *,
-    default_id: str | None = None,
+    default_id: Callable[[], str] | None = None,
     repair: Callable[[Sequence[Message]], Sequence[Message]] = lambda messages: messages,
 ) -> Conversation:
     """Read a ShareGPT record (`conversations`: `from`, `value`), an OpenAI one (`messages`: `role`, `content`) or an
@@ -154,8 +155,8 @@ def conversation_from_record(
     if identifier is None or identifier == "":
         if default_id is None:
             raise InvalidConversation(DropReason.MISSING_ID, "field 'id' is missing")
-        identifier = default_id
-    messages = _alpaca(record) if "instruction" in record else record.get("conversations", record.get("messages"))
+        identifier = default_id()
+    messages = _alpaca(record) if "instruction" in record else (record.get("conversations") or record.get("messages"))
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidConversation(DropReason.NO_MESSAGES, "field 'conversations' or 'messages' must be a filled list")
     read = [_read_message(index, message) for index, message in enumerate(messages)]
@@ -173,7 +174,7 @@ def _read_message(index: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise InvalidConversation(DropReason.UNREADABLE, f"message {index}: expected an object")
     name = message.get("from", message.get("role"))
-    role = ROLE_NAMES.get(name) if isinstance(name, str) else None
+    role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise InvalidConversation(DropReason.UNKNOWN_ROLE, f"message {index}: unknown role {name!r}")
     content = message.get("value", message.get("content"))

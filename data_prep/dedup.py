@@ -5,7 +5,7 @@ of word shingles, cut into bands (Leskovec et al., Mining of Massive Datasets, 3
 first in record order stays, whatever the parallelism.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -126,7 +126,25 @@ class Duplicate(NamedTuple):
 
 
 def find_duplicates(table: pa.Table, near: float | None) -> list[Duplicate]:
-    """The duplicates among entries that hold all or none of each key; each chat at most once, in record order.
+    """The duplicates among all entries, in record order: one reason after the other, each among the chats left then.
+
+    So no chat is left out as the exact duplicate of one that is left out itself. Near-duplicates may form a chain, of
+    which the first stays.
+    """
+    found: list[Duplicate] = []
+    for kind in range(len(REASONS)):
+        found += duplicates_of_kind(remaining(table, kind, [one.order for one in found]), near)
+    return sorted(found)
+
+
+def remaining(table: pa.Table, kind: int, gone: Sequence[int]) -> pa.Table:
+    """The entries of a kind without those of the chats that are `gone`."""
+    of_kind = table.filter(pc.equal(table["kind"], kind))
+    return of_kind.filter(pc.invert(pc.is_in(of_kind["order"], pa.array(gone, pa.int64()))))
+
+
+def duplicates_of_kind(table: pa.Table, near: float | None) -> list[Duplicate]:
+    """The duplicates among entries of one kind that hold all or none of each key; each chat at most once.
 
     A near-duplicate is compared with the first chat under its band key and with the one before it.
     """
@@ -138,20 +156,22 @@ def find_duplicates(table: pa.Table, near: float | None) -> list[Duplicate]:
     orders, kinds = table["order"].to_numpy(), table["kind"].to_numpy()
     follows = np.concatenate([[False], keys[1:] == keys[:-1]])
     first = np.maximum.accumulate(np.where(follows, 0, np.arange(len(keys))))
-    found = {
-        Duplicate(int(orders[index]), REASONS[kinds[index]], int(orders[first[index]]))
-        for index in np.flatnonzero(follows & (kinds < 2))
-    }
-    for index in np.flatnonzero(follows & (kinds == 2)):
-        for other in sorted({int(first[index]), int(index) - 1}):
-            if near is not None and similarity(table["signature"][index], table["signature"][other]) >= near:
-                found.add(Duplicate(int(orders[index]), REASONS[2], int(orders[other])))
+    found = []
+    for index in np.flatnonzero(follows):
+        reason, others = REASONS[kinds[index]], [int(first[index])]
+        if reason is DropReason.NEAR_DUPLICATE:
+            others = [
+                other
+                for other in sorted({others[0], int(index) - 1})
+                if near is not None and similarity(table["signature"][index], table["signature"][other]) >= near
+            ]
+        found += [Duplicate(int(orders[index]), reason, int(orders[other])) for other in others]
     return only_first(found)
 
 
 def only_first(found: Iterable[Duplicate]) -> list[Duplicate]:
-    """One for each chat, in record order: that of the first of `REASONS`, with the first chat it is a duplicate of."""
-    ordered = sorted(found, key=lambda one: (one.order, REASONS.index(one.reason), one.first), reverse=True)
+    """One for each chat, in record order: that with the first chat it is a duplicate of."""
+    ordered = sorted(found, key=lambda one: (one.order, one.first), reverse=True)
     return list({duplicate.order: duplicate for duplicate in ordered}.values())[::-1]
 
 

@@ -15,8 +15,8 @@ from data_prep.conversation import Conversation, DropReason, Message, Role
 _ERROR = re.compile(
     r"""^\W*(
         too\ many\ requests
-      | something\ went\ wrong
-      | (an?\ )?(network\ )?error\ occurred\ (during|while|in|on|when|please)
+      | something\ went\ wrong\W*($|please|if|try)
+      | (an?\ )?(network\ )?error\ occurred\ (during|while|please)
       | an\ error\ occurred\.
       | network\ error\W*$
       | there\ was\ an\ error\ generating\ a\ response
@@ -150,16 +150,19 @@ def mask_bad_answers(
 
 
 def drop_reason(
-    conversation: Conversation, masked: Sequence[DropReason], language: str, settings: FilterSettings
+    conversation: Conversation, masked: Sequence[DropReason], language: str | None, settings: FilterSettings
 ) -> DropReason | None:
     """Why a chat is left out as a whole; None if it is kept.
 
-    `masked` are the reasons of its masked answers; `language` is its language code, `un` where it is unknown.
+    `masked` are the reasons of its masked answers; `language` is its language code, `un` where it is unknown, None if
+    it is kept in any.
     """
     if not any(message.weight for message in conversation.turns if message.role is Role.ASSISTANT):
         return masked[0] if masked else DropReason.NO_ANSWER
     if len(conversation.turns) < settings.min_turns or _num_characters(conversation) < settings.min_characters:
         return DropReason.TOO_SHORT
+    if language is None:
+        return None
     if settings.keep_languages and language not in settings.keep_languages:
         return DropReason.LANGUAGE
     return DropReason.LANGUAGE if language in settings.skip_languages else None

@@ -15,13 +15,13 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.config import DataConfig, IdentityConfig, SourceConfig
+from data_prep.config import DataConfig, IdentityConfig
 from data_prep.contamination import EvaluationQuestions, load_questions
 from data_prep.errors import DataError
 from data_prep.identity import identity_chats
 from data_prep.moderation import build_moderator
 from data_prep.pack import count_rows, rows_to_table
-from data_prep.prepare import Chunk, Item, Preparation, pack_chats
+from data_prep.prepare import Chunk, Item, Preparation, leave_out, pack_chats
 from data_prep.sources import read_records, source_name
 from data_prep.work import WorkDir, rejects_to_table
 
@@ -34,40 +34,39 @@ IDENTITY = "identity"
 
 def chunk_name(file: int, number: int) -> str:
     """The name of chunk `number` of a file; names sort in record order."""
-    return f"{file:04d}-{number:06d}"
-
-
-def group_of(chunk: str, config: DataConfig) -> str:
-    """The name of the group that a chunk is packed with: as a chunk's, by the number of the group in its file."""
-    file, number = chunk.split("-")
-    return chunk_name(int(file), int(number) * config.chunk_size // config.group_size)
+    return f"{file:06d}-{number:06d}"
 
 
 def read_chunks(item: dict[str, Any], *, config: DataConfig, work: WorkDir) -> Iterator[dict[str, Any]]:
-    """The records of one file, `chunk_size` at a time. Of chunks that are done already only the name and the number."""
-    seen = deque([0], maxlen=1)  # bytes read so far
-    told = 0
-    if item["path"]:
-        source = SourceConfig(**item["source"])
-        records = islice(read_records(item["path"], seen.append), source.max_records)
-        items = ([record.position, record.value, record.error] for record in records)
-    else:
-        chats = identity_chats(config.identity or IdentityConfig())
-        items = ([position, chat.to_record(), None] for position, chat in enumerate(chats))
-    number = 0
-    while chunk := list(islice(items, config.chunk_size)):
-        name = chunk_name(item["file"], number)
-        done = work.is_done(name)
-        yield {
-            "name": name,
-            "file": item["file"],
-            "path": item["path"],
-            "weight": item["source"].get("weight", 1.0),
-            "num_records": len(chunk),
-            "num_bytes": seen[0] - told,
-            "items": "" if done else json.dumps(chunk),
-        }
-        number, told = number + 1, seen[0]
+    """The records of some files of one source, `chunk_size` at a time. Of chunks that are done only how much they are.
+
+    `item` has the `files` (number and path; no path for the identity conversations) and the settings of their `source`.
+    """
+    left = item["source"].get("max_records")
+    for file in item["files"]:
+        seen = deque([0], maxlen=1)  # bytes read so far
+        told = number = 0
+        items = islice(_read_items(file["path"], config, seen), left)
+        while chunk := list(islice(items, config.chunk_size)):
+            name = chunk_name(file["number"], number)
+            yield {
+                "name": name,
+                "file": file["number"],
+                "path": file["path"],
+                "weight": item["source"].get("weight", 1.0),
+                "num_records": len(chunk),
+                "num_bytes": seen[0] - told,
+                "items": "" if work.is_done(name) else json.dumps(chunk, default=str),  # Parquet has dates
+            }
+            number, told = number + 1, seen[0]
+            left = None if left is None else left - len(chunk)
+
+
+def _read_items(path: str, config: DataConfig, seen: deque[int]) -> Iterator[list[Any]]:
+    if path:
+        return ([record.position, record.value, record.error] for record in read_records(path, seen.append))
+    chats = identity_chats(config.identity or IdentityConfig())
+    return ([position, chat.to_record(), None] for position, chat in enumerate(chats))
 
 
 def _task(function: Callable[P, R]) -> Callable[P, R]:
@@ -99,7 +98,7 @@ def prepare_chunk(row: dict[str, Any], *, config: DataConfig, work: WorkDir) -> 
             source=source_name(row["path"]) if row["path"] else IDENTITY,
             items=[Item(*values) for values in json.loads(row["items"])],
             weight=row["weight"],
-            deduplicate=bool(row["path"]),
+            of_users=bool(row["path"]),
         )
         work.write(row["name"], _preparation(config.model_dump_json(), work).prepare(chunk))
     return {"records": row["num_records"], "num_bytes": row["num_bytes"]}
@@ -116,11 +115,18 @@ def _preparation(config_json: str, work: WorkDir) -> Preparation:
 
 @_task
 def pack_group(row: dict[str, Any], *, config: DataConfig, work: WorkDir, directory: Path) -> dict[str, Any]:
-    """Pack the chunks of the group `name` and write its part-files; gives counts and rejects."""
-    duplicates = {position: (reason, detail) for position, (reason, detail) in json.loads(row["duplicates"])}
-    chats = [chat for chunk in row["chunks"] for chat in work.read_chats(chunk)]
-    packed = pack_chats(chats, duplicates, config)
-    counts: dict[str, Any] = {"repeated": packed.repeated}
+    """Pack the chunks of the group `name` without the duplicates and write its part-files; gives counts and rejects."""
+    duplicates = json.loads(row["duplicates"])
+    chats, tables = [], []
+    unique = 0
+    for chunk in row["chunks"]:
+        gone = {int(position): (reason, detail) for position, (reason, detail) in duplicates.get(chunk, {}).items()}
+        kept, rejects = leave_out(work.read_chats(chunk), gone)
+        unique += len({chat.position for chat in kept})
+        chats += kept
+        tables += [work.read_rejects(chunk), rejects_to_table(rejects)]
+    packed = pack_chats(chats, config)
+    counts: dict[str, Any] = {"steps": {"repeated": packed.repeated, "unique": unique}}
     for split, rows in packed.rows.items():
         if rows:
             file = directory / split / f"part-{row['name']}.parquet"
@@ -128,8 +134,7 @@ def pack_group(row: dict[str, Any], *, config: DataConfig, work: WorkDir, direct
         counts[split] = count_rows(rows)
     full = (len(packed_row.input_ids) * 20 // config.context_length * 5 for packed_row in packed.rows["train"])
     counts["fill"] = Counter(str(percent) for percent in full)
-    rejects = [work.read_rejects(chunk) for chunk in row["chunks"]]
-    table, sink = pa.concat_tables([*rejects, rejects_to_table(packed.rejects)]), pa.BufferOutputStream()
+    table, sink = pa.concat_tables(tables), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return {"name": row["name"], "counts": json.dumps(counts), "rejects": sink.getvalue().to_pybytes()}

@@ -38,10 +38,17 @@ class InputFile:
 
 
 def input_files(config: DataConfig) -> list[InputFile]:
-    """The files of all sources in the order of the recipe, each once."""
+    """The files of all sources in the order of the recipe, each once, with the settings of the first that names it.
+
+    Raises:
+        DataError: a source is missing, or holds what the job itself writes.
+    """
     files: dict[str, InputFile] = {}
+    output = Path(config.output).resolve()
     for source in config.source_list:
         for path in expand_source(str(DEMO_CHATS) if source.path == DEMO else source.path):
+            if not is_remote(path) and Path(path).resolve().is_relative_to(output):
+                raise DataError(f"data.sources: {path!r} lies in data.output, {config.output!r}; choose another")
             files.setdefault(path if is_remote(path) else str(Path(path).resolve()), InputFile(path, source))
     return list(files.values())
 

@@ -59,6 +59,10 @@ class Counts(Settings):
     """Conversations that passed the filters."""
     judged: int = 0
     """Conversations that passed moderation and hold no evaluation question."""
+    fitted: int = 0
+    """Conversations of which at least a part fits a row and has an answer to train on."""
+    unique: int = 0
+    """Of these, the ones that are no duplicates."""
     split_parts: int = 0
     """Conversations more, since long ones were split."""
     repeated: int = 0

@@ -11,21 +11,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.config import DataConfig
+from data_prep.config import DataConfig, DedupSettings
 from data_prep.conversation import DropReason
-from data_prep.dedup import Duplicate, entries, find_duplicates, only_first, split_order
+from data_prep.dedup import (
+    Duplicate,
+    duplicates_of_kind,
+    entries,
+    find_duplicates,
+    only_first,
+    remaining,
+    split_order,
+)
 from data_prep.errors import DataError, VicunaError
-from data_prep.groups import chunk_name, group_of, pack_group, prepare_chunk, read_chunks
+from data_prep.groups import chunk_name, pack_group, prepare_chunk, read_chunks
 from data_prep.inputs import InputFile, check_inputs, describe, find_dataset
 from data_prep.manifest import Counts, Manifest, split_counts
 from data_prep.pack import ROW_SCHEMA_VERSION
@@ -43,6 +51,7 @@ Progress = Callable[[int, float], None]
 
 # What is under way between reading and preparing, so that memory does not grow with the input.
 _BLOCK_BYTES = 1 << 20
+_CPUS_PER_READER = 16  # records are read that much faster than they are prepared
 _STORE_BYTES = 256 << 20
 # Entries that are looked through in one process; above, they are shared out by their keys.
 _ENTRIES_AT_ONCE = 4_000_000
@@ -101,7 +110,12 @@ class _Job:
             },
             self.tokenizer_description,
         )
-        self._prepare(on_progress)
+        try:
+            self._prepare(on_progress)
+        except BaseException:
+            if not self.work.names():  # there is nothing to go on from
+                self.work.remove()
+            raise
         duplicates = self._duplicates()
         try:
             manifest = self._assemble(duplicates)
@@ -113,15 +127,19 @@ class _Job:
 
     def _prepare(self, on_progress: Progress) -> None:
         """Read all chunks and keep their chats in the work directory."""
-        inputs: list[dict[str, Any]] = [
-            {"file": number, "path": file.path, "source": file.source.model_dump()}
-            for number, file in enumerate(self.files, start=1)
-        ]
+        inputs: list[dict[str, Any]] = []
+        for number, file in enumerate(self.files, start=1):
+            item = {"number": number, "path": file.path}
+            if file.source.max_records is not None and number > 1 and file.source is self.files[number - 2].source:
+                inputs[-1]["files"].append(item)  # one reader counts the records of a source that has a cap
+            else:
+                inputs.append({"files": [item], "source": file.source.model_dump()})
         if self.config.identity is not None:
-            inputs.append({"file": 0, "path": "", "source": {}})
+            inputs.append({"files": [{"number": 0, "path": ""}], "source": {}})
         _set_up_ray_data()
+        readers = TaskPoolStrategy(size=1 + int(ray.cluster_resources().get("CPU", 1)) // _CPUS_PER_READER)
         groups = ray.data.from_items(inputs, override_num_blocks=len(inputs)).flat_map(
-            partial(read_chunks, config=self.config, work=self.work), num_cpus=0
+            partial(read_chunks, config=self.config, work=self.work), num_cpus=0, compute=readers
         )
         records = num_bytes = 0
         all_bytes = sum(file.described.num_bytes for file in self.files)
@@ -131,7 +149,7 @@ class _Job:
             on_progress(records, num_bytes / max(1, all_bytes))
 
     def _duplicates(self) -> dict[str, dict[int, tuple[str, str]]]:
-        """Reason and detail of each duplicate, by its group and its position in the file."""
+        """Reason and detail of each duplicate, by its chunk and its position in the file."""
         dedup = self.config.dedup
         if not dedup.exact and dedup.near is None:
             return {}
@@ -142,32 +160,31 @@ class _Job:
             tables = [entries(self.work.read_keys(name)) for name in names]
             found = find_duplicates(pa.concat_tables(tables), dedup.near) if tables else []
         else:
-            found = _shuffled_duplicates(self.work, names, dedup.near, num_partitions=-(-num_entries // most))
-        return self._by_group(found)
+            found = _shuffled_duplicates(self.work, names, dedup, num_partitions=-(-num_entries // most))
+        return self._by_chunk(found)
 
-    def _by_group(self, found: Sequence[Duplicate]) -> dict[str, dict[int, tuple[str, str]]]:
+    def _by_chunk(self, found: Sequence[Duplicate]) -> dict[str, dict[int, tuple[str, str]]]:
         place: defaultdict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         for duplicate in found:
             file, position = split_order(duplicate.order)
             first_file, first_position = split_order(duplicate.first)
             detail = f"record {first_position} of {self.files[first_file - 1].name}"
-            group = group_of(chunk_name(file, position // self.config.chunk_size), self.config)
-            place[group][position] = (duplicate.reason.value, detail)
+            place[chunk_name(file, position // self.config.chunk_size)][position] = (duplicate.reason.value, detail)
         return place
 
     def _assemble(self, duplicates: Mapping[str, Mapping[int, tuple[str, str]]]) -> Manifest:
         """Pack every group and write the dataset."""
-        counts, samples = self._gathered()
+        counts, samples, groups = self._gathered(duplicates)
         with written_aside(Path(self.config.output)) as directory:
             for split in SPLITS:
                 (directory / split).mkdir()
             rejects: dict[str, pa.Table] = {}
             totals = {split: Counter[str]() for split in SPLITS}
-            for row in self._pack(duplicates, directory.absolute()):
+            for row in self._pack(groups, duplicates, directory.absolute()):
                 packed = json.loads(row["counts"])
                 for split in SPLITS:
                     totals[split].update(packed[split])
-                counts["steps"]["repeated"] += packed["repeated"]
+                counts["steps"].update(packed["steps"])
                 counts["fill"].update(packed["fill"])
                 rejects[row["name"]] = pa.ipc.open_stream(row["rejects"]).read_all()
             left_out = pa.concat_tables([REJECT_SCHEMA.empty_table(), *(rejects[name] for name in sorted(rejects))])
@@ -179,26 +196,44 @@ class _Job:
             write_report(directory, manifest, samples)
         return manifest
 
-    def _gathered(self) -> tuple[dict[str, Counter[str]], list[dict[str, Any]]]:
-        """Counts of all chunks, and the sample of their chats."""
+    def _gathered(
+        self, duplicates: Mapping[str, Mapping[int, tuple[str, str]]]
+    ) -> tuple[dict[str, Counter[str]], list[dict[str, Any]], list[list[str]]]:
+        """Counts of all chunks, a sample of the chats that stay, and the groups of chunks that are packed together.
+
+        A group takes chunks in record order until it has `group_size` records.
+        """
         counts = {subject: Counter[str]() for subject in (*COUNTERS, "fill")}
-        samples: list[tuple[str, dict[str, Any]]] = []
+        samples: list[tuple[str, str, int, dict[str, Any]]] = []
+        groups: list[list[str]] = []
+        room = 0
         for name in self.work.names():
             chunk_counts, chunk_samples = self.work.read_done(name)
             for subject, counted in chunk_counts.items():
                 counts[subject].update(counted)
-            samples = sorted([*samples, *chunk_samples], key=lambda sample: sample[0])[:NUM_SAMPLES]
-        return counts, [record for _, record in samples]
+            gone = duplicates.get(name, {})
+            stay = [(place, name, position, chat) for place, position, chat in chunk_samples if position not in gone]
+            samples = sorted([*samples, *stay], key=lambda sample: sample[:3])[:NUM_SAMPLES]
+            if room <= 0:
+                groups.append([])
+                room = self.config.group_size
+            groups[-1].append(name)
+            room -= chunk_counts["steps"]["records"]
+        return counts, [chat for *_, chat in samples], groups
 
     def _pack(
-        self, duplicates: Mapping[str, Mapping[int, tuple[str, str]]], directory: Path
+        self,
+        groups: Sequence[Sequence[str]],
+        duplicates: Mapping[str, Mapping[int, tuple[str, str]]],
+        directory: Path,
     ) -> Iterable[dict[str, Any]]:
-        groups = {
-            name: list(chunks) for name, chunks in groupby(self.work.names(), lambda name: group_of(name, self.config))
-        }
         tasks = [
-            {"name": name, "chunks": chunks, "duplicates": json.dumps(list(duplicates.get(name, {}).items()))}
-            for name, chunks in groups.items()
+            {
+                "name": chunks[0],
+                "chunks": chunks,
+                "duplicates": json.dumps({name: duplicates[name] for name in chunks if name in duplicates}),
+            }
+            for chunks in groups
         ]
         if not tasks:
             return []
@@ -234,32 +269,37 @@ def _set_up_ray_data() -> None:
     context.raise_original_map_exception = True  # or only "UDF failed" arrives here
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=_STORE_BYTES)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # on_progress tells how far the job is
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # on_progress tells how far it is, `_cause` what fails
 
 
 def _shuffled_duplicates(
-    work: WorkDir, names: Sequence[str], near: float | None, num_partitions: int
+    work: WorkDir, names: Sequence[str], dedup: DedupSettings, num_partitions: int
 ) -> list[Duplicate]:
     """As `find_duplicates` over all groups, with the entries shared out by their keys: Ray's shuffle, which spills."""
 
-    def read(names: pa.Table) -> pa.Table:
+    def read(names: pa.Table, kind: int, gone: Sequence[int]) -> pa.Table:
         table = pa.concat_tables([entries(work.read_keys(name)) for name in names["name"].to_pylist()])
+        table = remaining(table, kind, gone)
         partitions = [int.from_bytes(key.as_py()[:4]) % num_partitions for key in table["key"]]
         return table.append_column("partition", pa.array(partitions, pa.int64()))
 
     def find(table: pa.Table) -> pa.Table:
-        found = find_duplicates(table.drop_columns(["partition"]), near)
+        found = duplicates_of_kind(table.drop_columns(["partition"]), dedup.near)
         columns = list(zip(*found, strict=True)) or [(), (), ()]
         types = {"order": pa.int64(), "reason": pa.string(), "first": pa.int64()}
         return pa.table(
             {name: pa.array(values, type_) for (name, type_), values in zip(types.items(), columns, strict=True)}
         )
 
-    chunks = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    dataset = chunks.map_batches(read, batch_size=None, batch_format="pyarrow")
-    grouped = dataset.groupby("partition", num_partitions=num_partitions)
-    rows = grouped.map_groups(find, batch_format="pyarrow").take_all()
-    return only_first(Duplicate(row["order"], DropReason(row["reason"]), row["first"]) for row in rows)
+    found: list[Duplicate] = []
+    for kind in [*([0, 1] if dedup.exact else []), *([] if dedup.near is None else [2])]:
+        gone = [one.order for one in found]
+        chunks = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+        dataset = chunks.map_batches(partial(read, kind=kind, gone=gone), batch_size=None, batch_format="pyarrow")
+        grouped = dataset.groupby("partition", num_partitions=num_partitions)
+        rows = grouped.map_groups(find, batch_format="pyarrow").take_all()
+        found += only_first(Duplicate(row["order"], DropReason(row["reason"]), row["first"]) for row in rows)
+    return sorted(found)
 
 
 def _cause(error: RayTaskError) -> VicunaError:

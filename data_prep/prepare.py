@@ -5,11 +5,12 @@ depend on its chats, and on which of them are duplicates of chats elsewhere. Pur
 give in files.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from data_prep.chat_template import get_template
@@ -40,13 +41,13 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records of one file that follow each other. `file` counts the files; `deduplicate`: they may be duplicates."""
+    """Records of one file that follow each other. `file` counts the files; `of_users`: they are not our own."""
 
     file: int
     source: str
     items: Sequence[Item]
     weight: float = 1.0
-    deduplicate: bool = True
+    of_users: bool = True
 
 
 class Reject(NamedTuple):
@@ -72,13 +73,13 @@ class Chat:
 
 @dataclass
 class Prepared:
-    """What one chunk gave. `counts` has one counter a subject; `samples` are cleaned chats by a hash of their id."""
+    """What one chunk gave. `counts` has one counter a subject; `samples`: hash of the id, position, cleaned chat."""
 
     chats: list[Chat] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTERS})
-    samples: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    samples: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,14 @@ class _Work:
         self.preparation, self.config, self.chunk = preparation, preparation.config, chunk
         self.result = Prepared()
         self.steps = self.result.counts["steps"]
+        self.languages: dict[int, str] = {}
 
     def run(self) -> Prepared:
         read = list(self._read())
-        judged = self._without_questions(self._moderated(list(self._filtered(read))))
-        self._encode(list(self._keyed(judged)))
+        judged = list(self._without_questions(self._moderated(list(self._filtered(read)))))
+        self._encode(judged)
+        kept = {chat.position for chat in self.result.chats}
+        self._describe([(position, conversation) for position, conversation in judged if position in kept])
         return self.result
 
     def _reject(self, position: int, chat: str, part: int, reason: DropReason, detail: str = "") -> None:
@@ -122,9 +126,7 @@ class _Work:
                 self._reject(position, "", 0, DropReason.UNREADABLE, error)
                 continue
             try:
-                conversation = conversation_from_record(
-                    value, default_id=f"{PurePath(self.chunk.source).name}-{position}", repair=self._repair
-                )
+                conversation = conversation_from_record(value, default_id=partial(_id_of, value), repair=self._repair)
             except InvalidConversation as problem:
                 identifier = value.get("id", "") if isinstance(value, Mapping) else ""
                 self._reject(position, str(identifier or ""), 0, problem.reason, str(problem))
@@ -158,14 +160,13 @@ class _Work:
         for position, conversation in chats:
             masked, faults = mask_bad_answers(conversation, self.config.filters)
             language = detect_language(conversation)
-            reason = drop_reason(masked, faults, language, self.config.filters)
+            reason = drop_reason(masked, faults, language if self.chunk.of_users else None, self.config.filters)
             if reason is not None:
                 self._reject(position, conversation.id, 0, reason, language if reason is DropReason.LANGUAGE else "")
                 continue
             self.steps["filtered"] += 1
             self.result.counts["masked"].update(fault.value for fault in faults)
-            self.result.counts["languages"][language] += 1
-            self.result.counts["turns"][str(len(conversation.turns))] += 1
+            self.languages[position] = language
             yield position, masked
 
     def _moderated(self, chats: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
@@ -186,13 +187,16 @@ class _Work:
             self.steps["judged"] += 1
             yield position, conversation
 
-    def _keyed(self, chats: Iterator[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
-        dedup = self.config.dedup
+    def _describe(self, chats: Sequence[tuple[int, Conversation]]) -> None:
+        """Keys, counts and a sample of the chats of which something is kept."""
+        dedup, counts = self.config.dedup, self.result.counts
+        self.steps["fitted"] += len(chats)
         for position, conversation in chats:
-            if self.chunk.deduplicate and (dedup.exact or dedup.near is not None):
-                order = record_order(self.chunk.file, position)
-                self.result.keys.append(make_key(conversation, order, dedup))
-            yield position, conversation
+            counts["languages"][self.languages[position]] += 1
+            counts["turns"][str(len(conversation.turns))] += 1
+            self._sample(position, conversation)
+            if self.chunk.of_users and (dedup.exact or dedup.near is not None):
+                self.result.keys.append(make_key(conversation, record_order(self.chunk.file, position), dedup))
 
     def _encode(self, chats: Sequence[tuple[int, Conversation]]) -> None:
         template, encoders, memo = get_template(self.config.template), self.preparation.encoders, Memo()
@@ -207,7 +211,6 @@ class _Work:
 
         whole = encode([conversation for _, conversation in chats])
         for (position, conversation), encoded in zip(chats, whole, strict=True):
-            self._sample(conversation)
             self.steps["with_lost_bytes"] += not all(
                 encoders.has_tokens_for(message.content) for message in conversation.messages
             )
@@ -223,17 +226,20 @@ class _Work:
 
     def _keep(self, position: int, whole: Conversation, start: int, part: Conversation, encoded: EncodedChat) -> None:
         most = self.config.context_length
+        cut = encoded
         if len(encoded.input_ids) > most and self.config.oversize_round == "truncate_answer":
-            self.steps["truncated"] += 1
-            self.steps["truncated_tokens"] += int((encoded.weights[most:] > 0).sum())
-            encoded = EncodedChat(encoded.input_ids[:most], encoded.weights[:most])
-        if len(encoded.input_ids) > most:
+            cut = EncodedChat(encoded.input_ids[:most], encoded.weights[:most])
+        if len(cut.input_ids) > most:
             self._reject(position, whole.id, start, DropReason.TOO_LONG, f"{len(encoded.input_ids)} tokens")
             return
-        if not encoded.weights.any():
-            reason = DropReason.NO_ANSWER if len(encoded.input_ids) < most else DropReason.TOO_LONG
+        if not cut.weights.any():
+            reason = DropReason.NO_ANSWER if len(encoded.input_ids) <= most else DropReason.TOO_LONG
             self._reject(position, whole.id, start, reason, "no trained token in this part")
             return
+        if cut is not encoded:
+            self.steps["truncated"] += 1
+            self.steps["truncated_tokens"] += int((encoded.weights[most:] > 0).sum())
+            encoded = cut
         self.result.counts["tokens"][str(_bucket(len(encoded.input_ids)))] += 1
         document = Document(part.id, encoded, self.chunk.source, start)
         held_out = is_held_out(whole.id, self.config.eval_fraction)
@@ -242,12 +248,18 @@ class _Work:
     def _copies(self, conversation: Conversation) -> int:
         return num_copies(conversation.id, self.chunk.weight)
 
-    def _sample(self, conversation: Conversation) -> None:
+    def _sample(self, position: int, conversation: Conversation) -> None:
         """Keep the chats of the smallest hashes: a sample that does not depend on how the work was shared out."""
         place = blake2b(conversation.id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"sample").hexdigest()
-        self.result.samples.append((place, conversation.to_record()))
-        self.result.samples.sort(key=lambda sample: sample[0])
+        self.result.samples.append((place, position, conversation.to_record()))
+        self.result.samples.sort(key=lambda sample: sample[:2])
         del self.result.samples[NUM_SAMPLES:]
+
+
+def _id_of(record: Mapping[str, Any]) -> str:
+    """The name of a record that has none: a hash of its content, which is the same wherever it lies."""
+    text = json.dumps(record, sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=8, person=b"record").hexdigest()
 
 
 def _clean_message(message: Message) -> Message:
@@ -261,27 +273,30 @@ def _bucket(length: int) -> int:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of one group by part, its duplicates, and how many chats more there are since some come several times."""
+    """Rows of one group by part, and how many chats more there are since some come several times."""
 
     rows: dict[str, list[Row]]
-    rejects: list[Reject]
     repeated: int
 
 
-def pack_chats(chats: Sequence[Chat], duplicates: Mapping[int, tuple[str, str]], config: DataConfig) -> Packed:
-    """Pack one group without the chats at the positions of `duplicates` (reason and detail by position)."""
+def leave_out(chats: Sequence[Chat], duplicates: Mapping[int, tuple[str, str]]) -> tuple[list[Chat], list[Reject]]:
+    """The chats of one chunk without those at the positions of `duplicates` (reason and detail by position)."""
     rejects = [
         Reject(chat.document.source, chat.position, chat.document.id, chat.document.part, *duplicates[chat.position])
         for chat in chats
         if chat.position in duplicates
     ]
-    kept = [chat for chat in chats if chat.position not in duplicates]
+    return [chat for chat in chats if chat.position not in duplicates], rejects
+
+
+def pack_chats(chats: Sequence[Chat], config: DataConfig) -> Packed:
+    """Pack one group."""
     rows = {
         split: make_rows(
-            [chat.document for chat in kept if chat.held_out == (split == "eval") for _ in range(chat.copies)],
+            [chat.document for chat in chats if chat.held_out == (split == "eval") for _ in range(chat.copies)],
             config.context_length,
             pack=config.pack,
         )
         for split in SPLITS
     }
-    return Packed(rows, rejects, sum(chat.copies - 1 for chat in kept))
+    return Packed(rows, sum(chat.copies - 1 for chat in chats))

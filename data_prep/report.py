@@ -64,8 +64,8 @@ def write_report(directory: Path, manifest: Manifest, samples: Sequence[Mapping[
         charts=[
             {"title": title, "bars": _bars(values, in_order)}
             for title, values, in_order in (
-                ("Chats by language", manifest.histograms["languages"], False),
-                ("Chats by number of messages", manifest.histograms["turns"], True),
+                ("Chats by language, duplicates included", manifest.histograms["languages"], False),
+                ("Chats by number of messages, duplicates included", manifest.histograms["turns"], True),
                 ("Chats by tokens, from the power of two", manifest.histograms["tokens"], True),
                 ("Rows by share of the context filled, %", manifest.histograms["fill"], True),
                 ("Left out, by reason", manifest.counts.dropped, False),
@@ -84,6 +84,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         "conversations among them": counts.read,
         "order of roles repaired": counts.repaired,
         "messages with HTML": counts.html_messages,
+        "of which something fits a row": counts.fitted,
+        "without duplicates": counts.unique,
         "parts more by splitting": counts.split_parts,
         "left out": sum(counts.dropped.values()),
         "conversations to train on": train.conversations,

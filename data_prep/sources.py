@@ -30,6 +30,8 @@ _MAX_RECORD_BYTES = 64 << 20  # a longer one is bad, or a broken quote would pul
 _MAX_START = 256  # characters in which a record's brace and first key are sought together
 _SEPARATORS = re.compile(r"[\s,\ufeff]*")
 _AT_END = re.compile(r"\s*+[\w\\.+-]{0,12}\s*+\Z")  # where the text ends, but for a part of a literal or an escape
+_FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')
+_MAY_HOLD_SURROGATES = re.compile(r"[\ud800-\udfff]|\\u[dD]")
 _DECODER = json.JSONDecoder(strict=False)
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -143,7 +145,7 @@ class _Window:
         self._file = file
         self._bytes_before = 0
         self._ended = False
-        # Bytes that are not UTF-8 become lone surrogates, which no record may hold.
+        # Bytes that are not UTF-8 become lone surrogates, so that offsets are right; `_mended` replaces them.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     @property
@@ -174,6 +176,7 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
+                value = _mended(value, self.text[self.position : end])
             except (ValueError, RecursionError) as error:
                 cut = self._is_cut(error)
                 if cut and self.grow():
@@ -182,10 +185,8 @@ class _Window:
                 self._seek(start)
                 return None, reason
             if end < len(self.text) or not self.grow():
-                problem = _text_problem(value, self.text[self.position : end])
-                outcome = (None, f"byte {self.offset}: {problem}") if problem else (value, None)
                 self.position = end
-                return outcome
+                return value, None
 
     def _is_cut(self, error: Exception) -> bool:
         """Whether the value might be whole if there were more text."""
@@ -230,8 +231,7 @@ def _read_parquet(filesystem: FileSystem, path: str, on_bytes: Callable[[int], N
             num_read += batch.num_rows
             on_bytes(file.size() * num_read // table.metadata.num_rows)
             for value in batch.to_pylist():
-                problem = _text_problem(value, "\\ud")
-                yield (None, problem) if problem else (value, None)
+                yield _mended(value, "\\ud"), None
 
 
 def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
@@ -239,11 +239,12 @@ def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
     window = _Window(file)
     in_array = window.peek() == "["
     window.position += in_array
-    start, error = _start_of("id"), None
+    first = _FIRST_KEY.match(window.text, window.position)
+    start, error = _start_of(first[1] if first else '"id"'), None
     while (character := window.peek()) and not (in_array and character == "]"):
         value, error = window.take(start)
         if isinstance(value, dict) and value:
-            start = _start_of(next(iter(value)))
+            start = _start_of(json.dumps(next(iter(value)), ensure_ascii=False))
         yield value, error
     if not in_array:
         return
@@ -257,7 +258,7 @@ def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
 
 def _start_of(key: str) -> re.Pattern[str]:
     """What a record begins with. The records of a file begin alike, so this finds the next one after a broken one."""
-    return re.compile(r"\{\s*" + re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:")
+    return re.compile(r"\{\s*" + re.escape(key) + r"\s*:")
 
 
 def _read_lines(file: BinaryIO) -> Iterator[_Outcome]:
@@ -280,30 +281,31 @@ def _skip_line(file: BinaryIO) -> None:
 
 def _parse_line(line: bytes) -> _Outcome:
     try:
-        text = line.decode()
-        value = _DECODER.decode(text)
+        text = line.decode("utf-8", "surrogateescape")
+        return _mended(_DECODER.decode(text), text), None
     except (ValueError, RecursionError) as error:
         return None, _reason(error)
-    problem = _text_problem(value, text)
-    return (None, problem) if problem else (value, None)
 
 
-def _text_problem(value: Any, raw: str) -> str | None:
-    """Name the problem if the value holds half a surrogate pair: such text can be neither stored nor tokenised."""
-    try:
-        raw.encode()
-        if "\\ud" in raw or "\\uD" in raw:
-            json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):
-        return "the text is not valid Unicode"
-    return None
+def _mended(value: Any, raw: str) -> Any:
+    """The value read from `raw`, with U+FFFD for bytes that are not UTF-8 and for halves of surrogate pairs.
+
+    Such text can be neither stored nor tokenised.
+    """
+    if not _MAY_HOLD_SURROGATES.search(raw):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item, raw) for item in value]
+    if isinstance(value, dict):
+        return {_mended(key, raw): _mended(item, raw) for key, item in value.items()}
+    return value
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg}"
-    if isinstance(error, UnicodeDecodeError):
-        return "the text is not valid UTF-8"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

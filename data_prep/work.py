@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class WorkDir:
 
     def open(self, job: dict[str, Any], tokenizer: str) -> None:
         """Go on from what is there, if it is of the same job; otherwise start over. `tokenizer`: its description."""
+        for stale in self.path.parent.glob(f"{escape(self.path.stem)}.*.aside"):  # of a job that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         description = json.dumps(job, sort_keys=True)
         file = self.path / "job.json"
         if file.exists() and file.read_text() == description:
@@ -102,11 +105,11 @@ class WorkDir:
     def _write_table(self, kind: str, name: str, table: pa.Table) -> None:
         pq.write_table(table, self.path / kind / f"{name}.parquet", compression="zstd", compression_level=1)
 
-    def read_done(self, name: str) -> tuple[dict[str, Counter[str]], list[tuple[str, dict[str, Any]]]]:
+    def read_done(self, name: str) -> tuple[dict[str, Counter[str]], list[tuple[str, int, dict[str, Any]]]]:
         """Counts and samples of the chunk `name`."""
         done = json.loads((self.path / "done" / f"{name}.json").read_text())
         counts = {subject: Counter(counted) for subject, counted in done["counts"].items()}
-        return counts, [(place, record) for place, record in done["samples"]]
+        return counts, [(place, position, record) for place, position, record in done["samples"]]
 
     def read_keys(self, name: str) -> pa.Table:
         """Keys of the chunk `name`."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from data_prep.errors import ConfigError, DataError
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.pack import Row, table_to_rows
+from data_prep.prepare import SPLITS
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.console import console
 
@@ -17,9 +18,10 @@ _CONTEXT = "dim"
 
 
 def inspect_dataset(dataset: Path, row: int | None, identifier: str | None) -> None:
-    """Print what the dataset holds, and the row with the number `row`, or each row with the chat `identifier`.
+    """Print what the dataset holds, and training row `row`, or each row with the chat `identifier`, held out ones too.
 
     Raises:
+        ConfigError: both are given.
         DataError: there is no dataset, no such row or no such chat; or its tokenizer is gone.
     """
     manifest = read_manifest(dataset)
@@ -29,12 +31,13 @@ def inspect_dataset(dataset: Path, row: int | None, identifier: str | None) -> N
         f"{train.tokens:,} tokens, {train.trained_tokens:,} of them trained, {train.fill:.1%} full",
         soft_wrap=True,
     )
-    if row is None and identifier is None:
-        row = 0
+    if row is not None and identifier is not None:
+        raise ConfigError("--row and --id: give one of them")
     tokenizer = _tokenizer(manifest)
-    numbers = [row] if row is not None else find_rows(dataset, identifier or "")
-    for number in numbers:
-        print_row(number, read_row(dataset, number), tokenizer)
+    places = find_rows(dataset, identifier) if identifier is not None else [("train", row or 0)]
+    for split, number in places:
+        name = f"row {number}" if split == "train" else f"held out row {number}"
+        print_row(name, read_row(dataset, number, split), tokenizer)
 
 
 def _tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
@@ -45,14 +48,14 @@ def _tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_row(dataset: Path, number: int) -> Row:
-    """Training row `number`, counted from 0 through the part-files.
+def read_row(dataset: Path, number: int, split: str = "train") -> Row:
+    """Row `number` of a split, counted from 0 through the part-files.
 
     Raises:
         ConfigError: there are fewer rows.
     """
     first = 0
-    for file in sorted((dataset / "train").glob("*.parquet")):
+    for file in sorted((dataset / split).glob("*.parquet")):
         rows = pq.read_metadata(file).num_rows
         if number < first + rows:
             return next(table_to_rows(pq.read_table(file).slice(number - first, 1)))
@@ -60,25 +63,25 @@ def read_row(dataset: Path, number: int) -> Row:
     raise ConfigError(f"--row: {number} is not valid; expected 0 to {first - 1}")
 
 
-def find_rows(dataset: Path, identifier: str) -> list[int]:
-    """Numbers of the training rows that hold the chat `identifier`, whole or a part of it.
+def find_rows(dataset: Path, identifier: str) -> list[tuple[str, int]]:
+    """Split and number of the rows that hold the chat `identifier`, whole or a part of it.
 
     Raises:
         DataError: none does.
     """
-    found, first = [], 0
-    for file in sorted((dataset / "train").glob("*.parquet")):
-        table = pq.read_table(file, columns=["document_ids", "document_parts"])
-        for index, (ids, parts) in enumerate(
-            zip(table["document_ids"].to_pylist(), table["document_parts"].to_pylist(), strict=True)
-        ):
-            if any(_is_of(name, part, identifier) for name, part in zip(ids, parts, strict=True)):
-                found.append(first + index)
-        first += table.num_rows
+    found = []
+    for split in SPLITS:
+        first = 0
+        for file in sorted((dataset / split).glob("*.parquet")):
+            table = pq.read_table(file, columns=["document_ids", "document_parts"])
+            for index, (ids, parts) in enumerate(
+                zip(table["document_ids"].to_pylist(), table["document_parts"].to_pylist(), strict=True)
+            ):
+                if any(_is_of(name, part, identifier) for name, part in zip(ids, parts, strict=True)):
+                    found.append((split, first + index))
+            first += table.num_rows
     if not found:
-        raise DataError(
-            f"--id: no training row holds the chat {identifier!r}; see rejects.parquet for why it may be out"
-        )
+        raise DataError(f"--id: no row holds the chat {identifier!r}; see rejects.parquet for why it may be out")
     return found
 
 
@@ -86,9 +89,9 @@ def _is_of(name: str, part: int, identifier: str) -> bool:
     return name == identifier or name == f"{identifier}_{part}"
 
 
-def print_row(number: int, row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
+def print_row(name: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
     """Print one row, chat by chat."""
-    console.print(f"\n[bold]row {number}[/bold]: {len(row.input_ids)} tokens")
+    console.print(f"\n[bold]{name}[/bold]: {len(row.input_ids)} tokens")
     start = 0
     for index, length in enumerate(row.document_lengths):
         source, part = row.document_sources[index], row.document_parts[index]

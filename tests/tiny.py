@@ -142,7 +142,7 @@ def write_dataset(
     config = DataConfig.parse({**values, "context_length": context_length, **fields})
     tokenizer = load_tokenizer(str(model))
     chunk = Chunk(1, "unused", [Item(position, record) for position, record in enumerate(chats(count))])
-    packed = pack_chats(Preparation(config, encoders_of(tokenizer), NoModerator()).prepare(chunk).chats, {}, config)
+    packed = pack_chats(Preparation(config, encoders_of(tokenizer), NoModerator()).prepare(chunk).chats, config)
     for split, rows in packed.rows.items():
         (directory / split).mkdir(parents=True)
         if rows:

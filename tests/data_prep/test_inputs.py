@@ -36,6 +36,11 @@ def test_files_come_once_with_the_settings_of_their_first_source(config: DataCon
     assert [(file.path, file.source.weight) for file in input_files(config)] == [("chats.jsonl", 1), ("more.jsonl", 1)]
 
 
+def test_a_dataset_is_no_source_of_itself(config: DataConfig) -> None:
+    with pytest.raises(DataError, match=r"data.sources: 'dataset/.*' lies in data.output, 'dataset'"):
+        input_files(config.model_copy(update={"sources": ["*/*.json*"]}))
+
+
 @pytest.mark.parametrize("name", ["chats.jsonl", "more.jsonl", "questions.txt", "patterns.yaml"])
 def test_a_changed_file_makes_another_dataset(config: DataConfig, name: str) -> None:
     assert find_dataset(config) is not None

@@ -11,7 +11,7 @@ from data_prep.config import DataConfig
 from data_prep.contamination import EvaluationQuestions
 from data_prep.conversation import Conversation
 from data_prep.moderation import NoModerator
-from data_prep.prepare import Chunk, Item, Preparation, Prepared, pack_chats
+from data_prep.prepare import Chunk, Item, Preparation, Prepared, leave_out, pack_chats
 from data_prep.tokenizer import encoders_of
 from tests import tiny
 
@@ -86,7 +86,7 @@ def test_every_trained_token_is_in_one_row_or_a_counted_drop(
 
     fields = {"pack": pack, "oversize_round": oversize_round, "eval_fraction": 0.3}
     result = prepared(*records(chats), **fields)
-    packed = pack_chats(result.chats, {}, config(**fields))
+    packed = pack_chats(result.chats, config(**fields))
     rows = [row for split_rows in packed.rows.values() for row in split_rows]
     names = [name for row in rows for name in row.document_ids]
     assert len(set(names)) == len(names)
@@ -155,7 +155,9 @@ def test_a_bad_answer_is_context_and_not_trained() -> None:
 
 def test_alpaca_records_and_records_without_an_id_are_read() -> None:
     result = prepared({"instruction": "Add.", "input": "1 1", "output": "2"}, {"conversations": ROUND})
-    assert kept(result) == ["chats.json-0", "chats.json-1"]
+    elsewhere = prepared({"conversations": ROUND}, {"conversations": [ROUND[0], {"from": "gpt", "value": "Other."}]})
+    assert len({*kept(result), *kept(elsewhere)}) == 3  # named by content: no chat takes the name of another
+    assert kept(result)[1] == kept(elsewhere)[0]
     assert "Add.\n\n1 1" in text(result)
 
 
@@ -178,7 +180,7 @@ def test_a_weight_takes_chats_rarely_or_often_by_their_id() -> None:
     assert 60 < len(some.chats) < 140
     assert set(kept(some)) <= set(kept(prepared(*records, weight=0.5)))
     assert some.counts["dropped"]["not_sampled"] == 400 - len(some.chats)
-    often = pack_chats(prepared(*records[:10], weight=3).chats, {}, config())
+    often = pack_chats(prepared(*records[:10], weight=3).chats, config())
     names = [name for row in often.rows["train"] for name in row.document_ids]
     assert {names.count(f"{number}") for number in range(10)} == {3}
     assert often.repeated == 20
@@ -215,10 +217,11 @@ def test_flagged_chats_are_left_out() -> None:
 def test_duplicates_are_left_out_of_the_rows_with_all_their_parts() -> None:
     long = {"from": "gpt", "value": "long " * 12}
     result = prepared({"id": "a", "conversations": [ROUND[0], long] * 6}, {"id": "b", "conversations": ROUND})
-    packed = pack_chats(result.chats, {0: ("duplicate_id", "record 9 of x")}, config())
+    kept, rejects = leave_out(result.chats, {0: ("duplicate_id", "record 9 of x")})
+    packed = pack_chats(kept, config())
     assert [name for row in packed.rows["train"] for name in row.document_ids] == ["b"]
-    assert {(reject.reason, reject.detail) for reject in packed.rejects} == {("duplicate_id", "record 9 of x")}
-    assert len(packed.rejects) == len(result.chats) - 1
+    assert {(reject.reason, reject.detail) for reject in rejects} == {("duplicate_id", "record 9 of x")}
+    assert len(rejects) == len(result.chats) - 1
 
 
 def test_characters_without_tokens_are_counted() -> None:

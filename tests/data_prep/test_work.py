@@ -69,6 +69,7 @@ def test_another_job_starts_over(prepared: Prepared, tmp_path: Path) -> None:
     work.write("0003-000000", prepared)
     work.open({"seed": 1}, "{}")
     assert work.names() == ["0003-000000"]
+    (tmp_path / ".dataset.0123abcd.aside").mkdir()  # what a job that was killed while it packed has left
     work.open({"seed": 2}, "{}")
     assert work.names() == []
     work.remove()

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
@@ -30,6 +32,7 @@ from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export, is_exported
 from ray_apps.train.launch import count_run_steps, train
 from tests import tiny
+from tests.integration.test_interrupt import command, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -110,6 +113,35 @@ def test_the_same_chats_give_the_same_bytes_and_are_not_prepared_twice(
     assert (tmp_path / "one" / "dataset" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="made from other chats, settings or tokenizer files"):
         prepare_dataset(data_config(chats, tiny_model_dir, tmp_path / "one" / "dataset", context_length=256))
+
+
+def test_many_small_files_are_packed_together(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "chats").mkdir()
+    for number in range(30):
+        (tmp_path / "chats" / f"{number:02}.json").write_text(json.dumps(tiny.chats(60)[2 * number : 2 * number + 2]))
+    manifest = prepare_dataset(
+        data_config(tmp_path / "chats", tiny_model_dir, tmp_path / "dataset", identity=None, group_size=512)
+    )
+    assert manifest.train.conversations + manifest.eval.conversations == 60
+    assert manifest.train.fill > 0.9
+    assert len(list((tmp_path / "dataset").glob("*/*.parquet"))) <= 2
+    workers = [process for process in psutil.process_iter(["cmdline"]) if "read_chunks" in str(process.info["cmdline"])]
+    assert len(workers) <= 2
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_text("no Parquet")
+    overrides = ["data.sources=[bad.parquet]", "data.output=dataset", f"data.tokenizer={tiny_model_dir}"]
+    done = subprocess.run(
+        command("prep", "smollm2_cpu", *overrides, "data.identity=null"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: \S*bad\.parquet: .*", "".join([done.stdout, done.stderr]).strip())
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.parquet"]
 
 
 def test_the_published_dummy_run_takes_112_steps(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -27,12 +27,20 @@ def test_trained_tokens_are_coloured_and_nothing_else(dataset: Path, tiny_model_
 
 
 def test_a_chat_is_found_by_its_id_and_its_rows_are_shown(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (number,) = find_rows(dataset, "chat-17")
+    ((split, number),) = find_rows(dataset, "chat-17")
+    assert split == "train"
     assert "chat-17" in read_row(dataset, number).document_ids
     inspect_dataset(dataset, None, "chat-17")
     shown = capsys.readouterr().out
     assert f"row {number}" in shown
     assert "What is 17 plus 17?" in shown
+
+
+def test_a_held_out_chat_is_found_too(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, count=8, context_length=128, template="chatml")
+    (dataset / "train").rename(dataset / "eval")
+    inspect_dataset(dataset, None, "chat-5")
+    assert "held out row" in capsys.readouterr().out
 
 
 def test_the_first_row_is_shown_by_default(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,8 +55,9 @@ def test_the_first_row_is_shown_by_default(dataset: Path, capsys: pytest.Capture
         (
             lambda dataset: inspect_dataset(dataset, None, "nobody"),
             DataError,
-            "no training row holds",
+            "no row holds",
         ),
+        (lambda dataset: inspect_dataset(dataset, 1, "chat-17"), ConfigError, "--row and --id: give one of them"),
         (lambda dataset: inspect_dataset(dataset / "x", 0, None), DataError, "there is no manifest.json"),
     ],
 )
