@@ -105,10 +105,12 @@ class _TrainProgress:
 
 def _summary(records: Records) -> str:
     losses = [record["loss"] for record in records if "loss" in record]
+    held_out = [record["eval_loss"] for record in records if "eval_loss" in record]
     recoveries = len(find_recoveries(records))
     restarts = f", resumed {recoveries} time{'s' if recoveries > 1 else ''}" if recoveries else ""
     attention = next((f", {record['attention']}" for record in records if "attention" in record), "")
-    return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{restarts}{attention}" if losses else ""
+    evaluated = f", held out {held_out[-1]:.3f}" if held_out else ""
+    return f", loss {losses[0]:.3f} → {losses[-1]:.3f}{evaluated}{restarts}{attention}" if losses else ""
 
 
 def export_stage(config: TrainConfig, *, fresh: bool = False) -> Path:

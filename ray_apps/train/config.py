@@ -106,6 +106,8 @@ class TrainConfig(Settings):
     """When to save."""
     seed: int = Field(42, ge=0)
     """Of the order of rows, of new adapters and of dropout."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Optimiser steps between two looks at the loss on the rows held out; also after the last. Off if not given."""
     log_every_steps: int = Field(1, ge=1)
     """Optimiser steps between two lines of `metrics.jsonl`."""
 

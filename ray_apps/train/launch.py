@@ -41,7 +41,8 @@ def check_run(config: TrainConfig) -> Manifest:
 
     Raises:
         DataError: the dataset is missing, of another version, or made with another tokenizer than the model's.
-        ConfigError: its rows are longer than the model's context, or the model lacks a module that `lora` names.
+        ConfigError: its rows are longer than the model's context, the model lacks a module that `lora` names, or no row
+            is held out for `eval_every_steps`.
         ModelError: the base model cannot be used.
         RunError: the batch is larger than the dataset.
     """
@@ -54,6 +55,11 @@ def check_run(config: TrainConfig) -> Manifest:
     check_part_files(config.dataset, manifest)
     if manifest.train.trained_tokens == 0:
         raise DataError(f"train.dataset: {config.dataset!r} has no token to train on")
+    if config.eval_every_steps and manifest.eval.trained_tokens == 0:
+        raise ConfigError(
+            f"train.eval_every_steps: {config.eval_every_steps} is not valid: {config.dataset!r} holds no rows out; "
+            "make it with data.eval_fraction above 0"
+        )
     directory = local_model_dir(config.model)
     if fingerprint(load_tokenizer(config.model)) != manifest.tokenizer_fingerprint:
         raise DataError(

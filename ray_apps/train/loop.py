@@ -20,6 +20,7 @@ from ray_apps.train.attention import choose_attention
 from ray_apps.train.checkpoint import SavePolicy, restore_checkpoint, save_checkpoint
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowOrder, RowStore, collate
+from ray_apps.train.evaluation import held_out_loss
 from ray_apps.train.metrics import FAILED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
 from ray_apps.train.state import seed_rank
@@ -101,6 +102,7 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     run, rows = RunDir(config.run_dir), RowStore(Path(config.dataset) / "train")
+    held_out = RowStore(Path(config.dataset) / "eval")
     order = RowOrder(len(rows), config.global_batch_size, config.seed)
     num_steps = count_steps(len(rows), config)
     policy = SavePolicy(config.checkpoint.every_steps, num_steps)
@@ -121,6 +123,8 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
         elapsed = time.monotonic() - started
         if state.step % config.log_every_steps == 0 or state.step == num_steps:
             metrics.step(step=state.step, **measures, tokens_per_s=measures["tokens"] / elapsed)
+        if config.eval_every_steps and (state.step % config.eval_every_steps == 0 or state.step == num_steps):
+            metrics.held_out(state.step, held_out_loss(strategy, held_out, config.micro_batch_size))
         if policy.is_due(state.step):
             save_checkpoint(run, strategy, state, config.checkpoint.keep_last)
             metrics.event("checkpoint", step=state.step)

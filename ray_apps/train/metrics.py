@@ -40,6 +40,12 @@ class MetricsWriter:
             *(values[name] for name in ("step", "loss", "learning_rate", "tokens_per_s")),
         )
 
+    def held_out(self, step: int, loss: float) -> None:
+        """Record the loss on the rows held out."""
+        self.event("eval", step=step, eval_loss=loss)
+        if self._curves is not None:
+            self._curves.add_scalar("eval/loss", loss, step)
+
     def close(self) -> None:
         """Flush the curves."""
         if self._curves is not None:

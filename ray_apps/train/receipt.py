@@ -13,6 +13,7 @@ NOT_IN_RECEIPT = {
     "checkpoint",
     "cpus_per_worker",
     "dataset",
+    "eval_every_steps",
     "fsdp",
     "log_every_steps",
     "max_failures",

@@ -21,6 +21,9 @@ class Strategy(Protocol):
         Gradients are averaged over ranks: `scale` carries the world size.
         """
 
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """The batch's summed loss on this rank, without gradients and dropout. Every rank must call it."""
+
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear the gradients; returns the norm before clipping, the same on every rank."""
 

@@ -67,6 +67,14 @@ class FsdpStrategy:
         (loss * scale).backward()
         return loss.detach()
 
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Strategy`."""
+        self.module.eval()
+        with torch.no_grad():
+            loss: torch.Tensor = self.module(batch.to(self.device))
+        self.module.train()
+        return loss
+
     def step(self, learning_rate: float) -> float:
         """See `Strategy`."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
