@@ -1,9 +1,12 @@
 """When to save, a pure policy, and how: sharded, written aside, committed with a marker."""
 
 import logging
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from ray_apps.run_dir import RunDir
@@ -25,17 +28,37 @@ class SavePolicy:
         return step % self.every_steps == 0 or step == self.num_steps
 
 
-def save_checkpoint(run: RunDir, strategy: Strategy, state: TrainState, keep_last: int) -> None:
-    """Write the checkpoint of `state.step` and commit it. Every rank must call it, or the barriers hang."""
-    rank = dist.get_rank()
-    if rank == 0:
-        run.begin_checkpoint(state.step)
-    dist.barrier()
-    strategy.save(run.aside(state.step), state.to_saved(rank))
-    dist.barrier()
-    if rank == 0:
-        run.commit_checkpoint(state.step, keep_last)
-    dist.barrier()
+def save_checkpoint(run: RunDir, strategy: Strategy, state: TrainState, keep_last: int) -> str | None:
+    """Write the checkpoint of `state.step` and commit it. Every rank must call it, or the others wait for ever.
+
+    Returns why that failed, on every rank the same, or None. After a failure the checkpoints are what they were before.
+    """
+    first, aside = dist.get_rank() == 0, run.aside(state.step)
+    problem = _together(lambda: first and run.begin_checkpoint(state.step))
+    if problem is None:
+        problem = _together(lambda: strategy.save(aside, state.to_saved(dist.get_rank())))
+    if problem is None:
+        problem = _together(lambda: first and run.commit_checkpoint(state.step, keep_last))
+    if problem is None:
+        return None
+    if first:
+        shutil.rmtree(aside, ignore_errors=True)
+    # The serializer may fail with an error of its own where the disk is full.
+    return f"{problem} ({shutil.disk_usage(run.path).free / 1e9:.1f} GB are free at {run.path})"
+
+
+def _together(part: Callable[[], object]) -> str | None:
+    """Run `part` on every rank and wait for all of them; what failed on the first rank on which something did."""
+    problem = None
+    try:
+        part()
+    except OSError as error:
+        problem = str(error)
+    except CheckpointException as error:
+        problem = str(next(iter(error.failures.values()))[0])
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found is not None), None)
 
 
 def restore_checkpoint(run: RunDir, strategy: Strategy) -> TrainState:

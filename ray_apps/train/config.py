@@ -37,6 +37,8 @@ class CheckpointSettings(Settings):
     """Optimiser steps between two saves; the last step is always saved."""
     keep_last: int = Field(2, ge=1)
     """Complete checkpoints that stay."""
+    max_failed_saves: int = Field(3, ge=0)
+    """Saves in a row that may fail, on a full disk for instance, before the run gives up. The last save may not."""
 
 
 class TrainConfig(Settings):

@@ -87,14 +87,14 @@ def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], 
     run = RunDir(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     run.check_receipt(run_receipt(config, manifest))
-    latest = run.latest_checkpoint()
-    if latest is not None and latest[0] == count_run_steps(config, manifest):
+    latest, num_steps = run.latest_checkpoint(), count_run_steps(config, manifest)
+    if latest is not None and latest[0] == num_steps:
         return
     with _followed(run, on_progress):
-        _fit(config, run)
+        _fit(config, run, num_steps)
 
 
-def _fit(config: TrainConfig, run: RunDir) -> None:
+def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
     absolute = {"run_dir": str(run.path), "dataset": str(Path(config.dataset).absolute())}
     if (directory := Path(config.model)).is_dir():
         absolute["model"] = str(directory.absolute())
@@ -124,6 +124,8 @@ def _fit(config: TrainConfig, run: RunDir) -> None:
         raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
     if records[-1].get("event") == FAILED:
         raise RunError(f"training failed: {records[-1]['message']}")
+    if (latest := run.latest_checkpoint()) is None or latest[0] < num_steps:
+        raise RunError(f"training failed: it ended after step {latest[0] if latest else 0} of {num_steps}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Needs a process group, and knows nothing of Ray: `torchrun` or a plain process can drive it as well as a Ray worker.
 """
 
+import logging
 import math
 import os
 import time
@@ -27,9 +28,19 @@ from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.fsdp import FsdpStrategy
 
+logger = logging.getLogger(__name__)
 
-class Diverged(RunError):  # noqa: N818 - named for what it is
-    """Loss or gradients are no longer finite. Every rank raises it at the same step, and would again."""
+
+class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
+    """Every rank raises it at the same step. Also recorded as the run's last event."""
+
+
+class Diverged(WouldFailAgain):
+    """Loss or gradients are no longer finite."""
+
+
+class SavesFailed(WouldFailAgain):
+    """No checkpoint could be saved, several times in a row or at the end."""
 
 
 def count_steps(num_rows: int, config: TrainConfig) -> int:
@@ -96,8 +107,10 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
 
     `after_save` is called on every rank after each committed checkpoint, with the measures of its step.
 
+    A save that fails is recorded, and training goes on from memory until `checkpoint.max_failed_saves` in a row did.
+
     Raises:
-        Diverged: also recorded as the run's last event.
+        WouldFailAgain: it diverged, or its saves failed.
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -112,6 +125,7 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     metrics = MetricsWriter(run, active=dist.get_rank() == 0, resumed_step=state.step)
     attention = choose_attention(config.attention, device)
     metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids(), attention=attention)
+    num_failed = 0
     for step in range(state.step, num_steps):
         started = time.monotonic()
         try:
@@ -126,9 +140,18 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
         if config.eval_every_steps and (state.step % config.eval_every_steps == 0 or state.step == num_steps):
             metrics.held_out(state.step, held_out_loss(strategy, held_out, config.micro_batch_size))
         if policy.is_due(state.step):
-            save_checkpoint(run, strategy, state, config.checkpoint.keep_last)
-            metrics.event("checkpoint", step=state.step)
-            after_save({"step": state.step, **measures})
+            problem = save_checkpoint(run, strategy, state, config.checkpoint.keep_last)
+            num_failed = 0 if problem is None else num_failed + 1
+            if problem is None:
+                metrics.event("checkpoint", step=state.step)
+                after_save({"step": state.step, **measures})
+                continue
+            metrics.event("save_failed", step=state.step, message=problem)
+            logger.warning("step %d: saving failed: %s", state.step, problem)
+            if num_failed > config.checkpoint.max_failed_saves or state.step == num_steps:
+                failure = SavesFailed(f"step {state.step}: saving failed, {num_failed} in a row: {problem}")
+                metrics.event(FAILED, message=str(failure))
+                raise failure
     metrics.event("finish", step=state.step)
     metrics.close()
 

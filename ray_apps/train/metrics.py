@@ -25,14 +25,21 @@ class MetricsWriter:
 
     def event(self, name: str, **values: Any) -> None:
         """Record that something happened."""
-        if self._run is not None:
-            self._run.append_metrics({"event": name, "time": time.time(), **values})
+        self._append({"event": name, "time": time.time(), **values})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.append_metrics(record)
+        except OSError as error:  # a full disk ends no run
+            logger.warning("%s: %s", self._run.metrics, error)
 
     def step(self, **values: float) -> None:
         """Record one optimiser step; `step` counts from 1."""
         if self._run is None or self._curves is None:
             return
-        self._run.append_metrics({"time": time.time(), **values})
+        self._append({"time": time.time(), **values})
         for name in CURVES:
             self._curves.add_scalar(f"train/{name}", values[name], int(values["step"]))
         logger.info(

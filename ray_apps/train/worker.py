@@ -7,7 +7,7 @@ import ray.train
 import ray.train.torch
 
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.loop import Diverged, run_training
+from ray_apps.train.loop import WouldFailAgain, run_training
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,6 @@ def train_loop_per_worker(values: dict[str, Any]) -> None:
     # Every rank reports, or Ray Train's barrier hangs. Checkpoints are committed by the run directory itself.
     try:
         run_training(TrainConfig(**values), ray.train.torch.get_device(), after_save=ray.train.report)
-    except Diverged:
+    except WouldFailAgain:
         # Raised further, it would be tried again. Every rank returns here, and the launcher reads why in the record.
-        logger.exception("the run has diverged")
+        logger.exception("the run has ended")
