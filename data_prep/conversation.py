@@ -156,7 +156,8 @@ def conversation_from_record(
         if default_id is None:
             raise InvalidConversation(DropReason.MISSING_ID, "field 'id' is missing")
         identifier = default_id()
-    messages = _alpaca(record) if "instruction" in record else (record.get("conversations") or record.get("messages"))
+    chat = record.get("conversations") or record.get("messages")
+    messages = chat if record.get("instruction") is None else _alpaca(record)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidConversation(DropReason.NO_MESSAGES, "field 'conversations' or 'messages' must be a filled list")
     read = [_read_message(index, message) for index, message in enumerate(messages)]
@@ -173,11 +174,11 @@ def _alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _read_message(index: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise InvalidConversation(DropReason.UNREADABLE, f"message {index}: expected an object")
-    name = message.get("from", message.get("role"))
+    name = _either(message, "from", "role")
     role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise InvalidConversation(DropReason.UNKNOWN_ROLE, f"message {index}: unknown role {name!r}")
-    content = message.get("value", message.get("content"))
+    content = _either(message, "value", "content")
     if not isinstance(content, str):
         raise InvalidConversation(DropReason.CONTENT_NOT_TEXT, f"message {index}: the text is {type(content).__name__}")
     weight = message.get("weight")
@@ -186,6 +187,12 @@ def _read_message(index: int, message: Any) -> Message:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
         raise InvalidConversation(DropReason.UNREADABLE, f"message {index}: weight {weight!r} is not in [0, 1]")
     return Message(role, content, float(weight))
+
+
+def _either(message: Mapping[str, Any], one: str, other: str) -> Any:
+    """The field `one`, or where that is null, as in tables of several forms, the `other`."""
+    value = message.get(one)
+    return message.get(other) if value is None else value
 
 
 def _message_record(message: Message) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _ERROR = re.compile(
 )
 _MAX_ERROR_CHARACTERS = 400  # a longer text that begins so is an answer about errors
 _PLUGIN = re.compile(r"^(?i:used|using|finished|browsing)\b[^\n]{0,60}\n+(REQUEST|RESPONSE|\{)")
-_FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _ITEM = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,3})[.)][ \t]+\S")
 _DIGITS = re.compile(r"(\d)\1*")
 _MIN_LINES = 8  # fewer lines repeat by chance
@@ -75,7 +75,16 @@ def has_broken_list(text: str, settings: FilterSettings) -> bool:
     if not settings.broken_lists or text.count("\n") == 0:
         return False
     last: dict[int, str] = {}
-    for line in _FENCE.sub("", text).split("\n"):
+    fence = ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence:
+            closes = mark is not None and mark[1].startswith(fence) and not line[mark.end() :].strip()
+            fence = "" if closes else fence
+            continue
+        if mark is not None:
+            fence = mark[1]
+            continue
         item = _ITEM.match(line)
         if item is None:
             if line.strip() and not line[0].isspace():

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import TaskPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.config import DataConfig, DedupSettings
@@ -86,6 +86,8 @@ def prepare_dataset(
             return job.run(on_progress)
         except RayTaskError as error:
             raise _cause(error) from None
+        except RayError as error:
+            raise DataError(f"preparing the chats failed: {str(error).splitlines()[0]}") from None
 
 
 class _Job:

@@ -137,7 +137,7 @@ class _Work:
                 self._reject(position, conversation.id, 0, DropReason.NOT_SAMPLED)
             else:
                 self.steps["read"] += 1
-                yield position, self._clean(conversation) if "conversations" in value else conversation
+                yield position, self._clean(conversation) if value.get("conversations") else conversation
 
     def _repair(self, messages: Sequence[Message]) -> Sequence[Message]:
         repaired = repair_order(messages)

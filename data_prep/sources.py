@@ -9,13 +9,14 @@ import glob
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pyarrow import ArrowException, CompressedInputStream
+from pyarrow import ArrowException, CompressedInputStream, NativeFile, RecordBatch
 from pyarrow.fs import FileSelector, FileSystem
 from pyarrow.parquet import ParquetFile
 
@@ -27,6 +28,7 @@ DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
 
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD_BYTES = 64 << 20  # a longer one is bad, or a broken quote would pull in the rest of the file
+_MAX_DEPTH = 100
 _MAX_START = 256  # characters in which a record's brace and first key are sought together
 _SEPARATORS = re.compile(r"[\s,\ufeff]*")
 _AT_END = re.compile(r"\s*+[\w\\.+-]{0,12}\s*+\Z")  # where the text ends, but for a part of a literal or an escape
@@ -34,7 +36,9 @@ _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')
 _MAY_HOLD_SURROGATES = re.compile(r"[\ud800-\udfff]|\\u[dD]")
 _DECODER = json.JSONDecoder(strict=False)
 
-_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_GZIP = 16 + zlib.MAX_WBITS
+_PACKED_BYTES = 1 << 16
+_ZSTD_BYTES = 64
 _WILDCARD = re.compile(r"[*?\[]")
 _PARQUET_ROWS = 1024
 
@@ -176,7 +180,7 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
-                value = _mended(value, self.text[self.position : end])
+                value = _checked(value, self.text[self.position : end])
             except (ValueError, RecursionError) as error:
                 cut = self._is_cut(error)
                 if cut and self.grow():
@@ -205,22 +209,77 @@ class _Window:
 
 
 def _unpacked(reader: Callable[[BinaryIO], Iterator[_Outcome]]) -> _Reader:
-    """A reader of plain bytes that takes packed files too; where a packed file breaks off, that is a bad record."""
+    """A reader of plain bytes that takes packed files too. Of a damaged one it gives what stands before the damage."""
 
     def read(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
-        packed = next((codec for ending, codec in _PACKED.items() if path.lower().endswith(ending)), None)
+        unpack = next((unpack for ending, unpack in _PACKED.items() if path.lower().endswith(ending)), None)
         with filesystem.open_input_file(path) as file:
-            stream = file if packed is None else CompressedInputStream(file, packed)
-            try:
-                for outcome in reader(cast(BinaryIO, io.BufferedReader(stream, _CHUNK_BYTES))):
-                    on_bytes(file.tell())
-                    yield outcome
-            except OSError as error:
-                if packed is None:
-                    raise
-                yield None, f"the packed file is damaged: {_first_line(error)}"
+            stream = None if unpack is None else _Stream(unpack(file))
+            last: _Outcome | None = None
+            size = file.size()
+            for outcome in reader(cast(BinaryIO, io.BufferedReader(stream or file, _CHUNK_BYTES))):
+                on_bytes(size if file.closed else file.tell())  # an unpacker closes what it has read
+                if last is not None:
+                    yield last
+                last = outcome
+            damage = stream and stream.damage
+            if damage is None:
+                yield from () if last is None else (last,)
+            elif last is not None and last[1] is not None:
+                yield None, f"{last[1]}; the packed file is damaged: {damage}"
+            else:
+                yield from () if last is None else (last,)
+                yield None, f"the packed file is damaged: {damage}"
 
     return read
+
+
+class _Stream(io.RawIOBase):
+    """Pieces of bytes as a file, which ends where they do, or where they are damaged."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.damage: str | None = None
+        self._pieces = pieces
+        self._piece = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._piece:
+            try:
+                self._piece = next(self._pieces)
+            except StopIteration:
+                return 0
+            except (OSError, zlib.error) as error:
+                self.damage = _first_line(error)
+                return 0
+        size = min(len(buffer), len(self._piece))
+        buffer[:size], self._piece = self._piece[:size], self._piece[size:]
+        return size
+
+
+def _gunzip(file: NativeFile) -> Iterator[bytes]:
+    """The members of a gzip file one after another."""
+    member, begun = zlib.decompressobj(_GZIP), False
+    while packed := file.read(_PACKED_BYTES):
+        while packed:
+            if not begun and not (packed := packed.lstrip(b"\0")):  # padding
+                break
+            begun = True
+            yield member.decompress(packed, _CHUNK_BYTES)
+            packed = member.unused_data if member.eof else member.unconsumed_tail
+            if member.eof:
+                member, begun = zlib.decompressobj(_GZIP), False
+    if begun:
+        raise OSError("it ends in the middle")
+
+
+def _unzstd(file: NativeFile) -> Iterator[bytes]:
+    """In small pieces, since of the piece in which the damage lies nothing is given."""
+    stream = CompressedInputStream(file, "zstd")
+    while piece := stream.read(_ZSTD_BYTES):
+        yield piece
 
 
 def _read_parquet(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
@@ -230,8 +289,18 @@ def _read_parquet(filesystem: FileSystem, path: str, on_bytes: Callable[[int], N
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
             num_read += batch.num_rows
             on_bytes(file.size() * num_read // table.metadata.num_rows)
-            for value in batch.to_pylist():
-                yield _mended(value, "\\ud"), None
+            for value, error in _values(batch):
+                yield _mended(value, "\\ud"), error
+
+
+def _values(batch: RecordBatch) -> list[_Outcome]:
+    """The rows of a batch; a cell that stands for no value, such as bytes that are no text, costs its row."""
+    try:
+        return [(value, None) for value in batch.to_pylist()]
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [(None, str(error))]
+    return [outcome for row in range(batch.num_rows) for outcome in _values(batch.slice(row, 1))]
 
 
 def _read_json(file: BinaryIO) -> Iterator[_Outcome]:
@@ -282,9 +351,25 @@ def _skip_line(file: BinaryIO) -> None:
 def _parse_line(line: bytes) -> _Outcome:
     try:
         text = line.decode("utf-8", "surrogateescape")
-        return _mended(_DECODER.decode(text), text), None
+        return _checked(_DECODER.decode(text), text), None
     except (ValueError, RecursionError) as error:
         return None, _reason(error)
+
+
+def _checked(value: Any, raw: str) -> Any:
+    """The value read from `raw`, mended.
+
+    Raises:
+        ValueError: it is nested so deeply that a later step could not read it.
+    """
+    if raw.count("[") + raw.count("{") > _MAX_DEPTH and not _is_flat(value, _MAX_DEPTH):
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    return _mended(value, raw)
+
+
+def _is_flat(value: Any, most: int) -> bool:
+    inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    return not inner or (most > 0 and all(_is_flat(item, most - 1) for item in inner))
 
 
 def _mended(value: Any, raw: str) -> Any:
@@ -309,6 +394,7 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
+_PACKED: dict[str, Callable[[NativeFile], Iterator[bytes]]] = {".gz": _gunzip, ".zst": _unzstd}
 _READERS: dict[str, _Reader] = {
     ".json": _unpacked(_read_json),
     ".jsonl": _unpacked(_read_lines),

@@ -160,4 +160,4 @@ def _writes_marks(normalizer: Mapping[str, Any]) -> bool:
 
 
 def _reaches_over(token: Mapping[str, Any]) -> bool:
-    return bool(" " in token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"])
+    return bool(re.search(r"\s", token["content"]) or token["lstrip"] or token["rstrip"] or token["single_word"])

@@ -66,7 +66,8 @@ class WorkDir:
 
     def open(self, job: dict[str, Any], tokenizer: str) -> None:
         """Go on from what is there, if it is of the same job; otherwise start over. `tokenizer`: its description."""
-        for stale in self.path.parent.glob(f"{escape(self.path.stem)}.*.aside"):  # of a job that was killed
+        left_by_kills = f"{escape(self.path.stem)}.{'[0-9a-f]' * 8}.aside"
+        for stale in self.path.parent.glob(left_by_kills):
             shutil.rmtree(stale, ignore_errors=True)
         description = json.dumps(job, sort_keys=True)
         file = self.path / "job.json"

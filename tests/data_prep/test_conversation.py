@@ -145,6 +145,7 @@ def test_a_number_may_name_a_chat() -> None:
 
 
 ASKED = {"from": "human", "value": "hi"}
+ANSWERED = {"from": "gpt", "value": "hello"}
 REFUSED = [
     (None, "unreadable", "expected an object, found NoneType"),
     (["chat"], "unreadable", "expected an object, found list"),
@@ -177,3 +178,15 @@ def test_a_bad_record_says_what_is_wrong_and_where(record: Any, reason: str, mes
     error = refusal(record)
     assert error.reason.value == reason
     assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": None, "output": None, "conversations": [ASKED, ANSWERED]},
+        {"conversations": None, "messages": [ASKED, ANSWERED]},
+        {"messages": [ASKED, {"from": None, "value": None, "role": "Assistant", "content": "a"}]},
+    ],
+)
+def test_fields_that_are_null_are_as_if_they_were_not_there(record: dict[str, Any]) -> None:
+    assert len(conversation_from_record({"id": "x", **record}).turns) == 2

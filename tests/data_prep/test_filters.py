@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from data_prep.config import FilterSettings
 from data_prep.conversation import Conversation, DropReason, Message, Role
-from data_prep.filters import detect_language, drop_reason, mask_bad_answers, message_fault, repair_order
+from data_prep.filters import (
+    detect_language,
+    drop_reason,
+    has_broken_list,
+    mask_bad_answers,
+    message_fault,
+    repair_order,
+)
 
 DEFAULTS = FilterSettings()
 
@@ -156,3 +163,20 @@ S, U, A = Role.SYSTEM, Role.USER, Role.ASSISTANT
 def test_an_order_is_repaired_at_its_ends_alone(roles: list[Role], kept: list[Role]) -> None:
     messages = [Message(role, str(index)) for index, role in enumerate(roles)]
     assert [message.role for message in repair_order(messages)] == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Write:\n\n   ```markdown\n   1. a\n   1. b\n   ```\n\n2. Done",
+        "```\n1. a\n1. b\n````\nDone",
+        "~~~\n1. a\n```\n1. b\n~~~",
+        "```python\n1. a\n1. b",
+    ],
+)
+def test_lists_in_code_are_not_looked_at(text: str) -> None:
+    assert not has_broken_list(text, FilterSettings())
+
+
+def test_unclosed_fences_cost_no_more_than_their_length() -> None:
+    assert not has_broken_list("```a\n" * 1_000_000, FilterSettings())

@@ -1,13 +1,17 @@
 """Every whole record is read and every broken one reported, whatever the file, the chunk or the place of the cut."""
 
 import glob
+import gzip
 import json
+import random
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pyarrow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -115,9 +119,10 @@ def test_a_broken_line_costs_that_line_only(folder: Path) -> None:
     ("bad", "problem"),
     [
         (b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"id": ' + b"[" * 300 + b"1" + b"]" * 300 + b"}", "nested more than 100 deep"),
         (b'{"id": ' + b"9" * 5_000 + b"}", "limit"),
     ],
-    ids=["deep", "long number"],
+    ids=["endless", "deep", "long number"],
 )
 def test_a_record_no_later_step_could_store_is_a_bad_one(folder: Path, name: str, bad: bytes, problem: str) -> None:
     first, last = b'{"id": "a"}', b'{"id": "\\ud83d\\ude00"}'
@@ -277,3 +282,34 @@ def test_object_storage_is_read_like_a_disk(bucket: FileSystem) -> None:
     for missing in ("s3://chats/nowhere", "s3://chats/raw/*.parquet", "s3://nobucket/x.json"):
         with pytest.raises(DataError, match=re.escape(missing)):
             expand_source(missing)
+
+
+@pytest.mark.parametrize("name", ["chats.json.gz", "chats.jsonl.zst", "chats.jsonl.gz", "chats.json.zst"])
+def test_what_stands_before_the_damage_is_read(folder: Path, name: str) -> None:
+    chats = [{"id": number, "text": random.Random(number).randbytes(40).hex()} for number in range(500)]
+    in_array = ".jsonl" not in name
+    lines = [json.dumps(chat).encode() for chat in chats]
+    content = b"[" + b",".join(lines) + b"]" if in_array else b"\n".join(lines)
+    if name.endswith(".gz"):
+        packed, unpacked = gzip.compress(content), zlib.decompressobj(31)
+        whole = unpacked.decompress(packed[: len(packed) // 2])
+    else:
+        packed = pyarrow.compress(content, "zstd", asbytes=True)
+        whole = b""  # a block is lost as a whole
+    found = read(folder, packed[: len(packed) // 2], name)
+    assert values(found) == chats[: len(values(found))]
+    assert len(values(found)) >= whole.count(b"}") - (whole.endswith(b"}") and not in_array)
+    (error,) = errors(found)
+    assert "the packed file is damaged" in error
+    after = read(folder, packed + b"rubbish", f"longer-{name}")
+    assert values(after) == chats[: len(values(after))]
+    assert len(values(after)) >= len(chats) - name.endswith(".zst")  # of the piece with the damage nothing is given
+    assert len(list(errors(after))) == 1
+
+
+def test_a_cell_that_stands_for_no_value_costs_its_row(folder: Path) -> None:
+    text = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": text}), folder / "chats.parquet")
+    records = list(read_records(str(folder / "chats.parquet")))
+    assert values(records) == [{"id": "a"}, {"id": "c"}]
+    assert "can't decode" in next(iter(errors(records)))

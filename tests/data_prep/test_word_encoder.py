@@ -151,6 +151,7 @@ ADDED = {"id": 700, "lstrip": False, "rstrip": False, "single_word": False, "nor
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": ".+"}, "behavior": "Isolated", "invert": False}},
         {"added_tokens": [{**ADDED, "content": "two words"}]},
+        {"added_tokens": [{**ADDED, "content": "END.\n"}]},
         {"added_tokens": [{**ADDED, "content": "word", "lstrip": True}]},
     ],
     ids=lambda changes: next(iter(changes)),

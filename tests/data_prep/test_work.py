@@ -70,7 +70,8 @@ def test_another_job_starts_over(prepared: Prepared, tmp_path: Path) -> None:
     work.open({"seed": 1}, "{}")
     assert work.names() == ["0003-000000"]
     (tmp_path / ".dataset.0123abcd.aside").mkdir()  # what a job that was killed while it packed has left
+    (tmp_path / ".dataset.v2.0123abcd.aside").mkdir()  # another's
     work.open({"seed": 2}, "{}")
     assert work.names() == []
     work.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".dataset.v2.0123abcd.aside"]
