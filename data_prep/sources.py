@@ -9,20 +9,20 @@ import glob
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pyarrow import ArrowException, CompressedInputStream, NativeFile, RecordBatch
+from pyarrow import ArrowException, RecordBatch
 from pyarrow.fs import FileSelector, FileSystem
 from pyarrow.parquet import ParquetFile
 
 from data_prep.config import DEMO
 from data_prep.errors import DataError
 from data_prep.storage import is_remote, open_filesystem
+from data_prep.unpack import UNPACKERS, UnpackedStream
 
 DEMO_CHATS = Path(__file__).parent / "data" / "demo_chats.json"
 
@@ -36,9 +36,6 @@ _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')
 _MAY_HOLD_SURROGATES = re.compile(r"[\ud800-\udfff]|\\u[dD]")
 _DECODER = json.JSONDecoder(strict=False)
 
-_GZIP = 16 + zlib.MAX_WBITS
-_PACKED_BYTES = 1 << 16
-_ZSTD_BYTES = 64
 _WILDCARD = re.compile(r"[*?\[]")
 _PARQUET_ROWS = 1024
 
@@ -130,7 +127,7 @@ def read_records(path: str, on_bytes: Callable[[int], None] = lambda num_bytes: 
 def _format(path: str) -> str:
     """The ending that tells a file's format, without that of its compression."""
     name = path.lower()
-    for packed in _PACKED:
+    for packed in UNPACKERS:
         name = name.removesuffix(packed)
     return PurePosixPath(name).suffix
 
@@ -212,9 +209,9 @@ def _unpacked(reader: Callable[[BinaryIO], Iterator[_Outcome]]) -> _Reader:
     """A reader of plain bytes that takes packed files too. Of a damaged one it gives what stands before the damage."""
 
     def read(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
-        unpack = next((unpack for ending, unpack in _PACKED.items() if path.lower().endswith(ending)), None)
+        unpack = next((unpack for ending, unpack in UNPACKERS.items() if path.lower().endswith(ending)), None)
         with filesystem.open_input_file(path) as file:
-            stream = None if unpack is None else _Stream(unpack(file))
+            stream = None if unpack is None else UnpackedStream(unpack(file))
             last: _Outcome | None = None
             size = file.size()
             for outcome in reader(cast(BinaryIO, io.BufferedReader(stream or file, _CHUNK_BYTES))):
@@ -232,54 +229,6 @@ def _unpacked(reader: Callable[[BinaryIO], Iterator[_Outcome]]) -> _Reader:
                 yield None, f"the packed file is damaged: {damage}"
 
     return read
-
-
-class _Stream(io.RawIOBase):
-    """Pieces of bytes as a file, which ends where they do, or where they are damaged."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.damage: str | None = None
-        self._pieces = pieces
-        self._piece = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._piece:
-            try:
-                self._piece = next(self._pieces)
-            except StopIteration:
-                return 0
-            except (OSError, zlib.error) as error:
-                self.damage = _first_line(error)
-                return 0
-        size = min(len(buffer), len(self._piece))
-        buffer[:size], self._piece = self._piece[:size], self._piece[size:]
-        return size
-
-
-def _gunzip(file: NativeFile) -> Iterator[bytes]:
-    """The members of a gzip file one after another."""
-    member, begun = zlib.decompressobj(_GZIP), False
-    while packed := file.read(_PACKED_BYTES):
-        while packed:
-            if not begun and not (packed := packed.lstrip(b"\0")):  # padding
-                break
-            begun = True
-            yield member.decompress(packed, _CHUNK_BYTES)
-            packed = member.unused_data if member.eof else member.unconsumed_tail
-            if member.eof:
-                member, begun = zlib.decompressobj(_GZIP), False
-    if begun:
-        raise OSError("it ends in the middle")
-
-
-def _unzstd(file: NativeFile) -> Iterator[bytes]:
-    """In small pieces, since of the piece in which the damage lies nothing is given."""
-    stream = CompressedInputStream(file, "zstd")
-    while piece := stream.read(_ZSTD_BYTES):
-        yield piece
 
 
 def _read_parquet(filesystem: FileSystem, path: str, on_bytes: Callable[[int], None]) -> Iterator[_Outcome]:
@@ -394,13 +343,12 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-_PACKED: dict[str, Callable[[NativeFile], Iterator[bytes]]] = {".gz": _gunzip, ".zst": _unzstd}
 _READERS: dict[str, _Reader] = {
     ".json": _unpacked(_read_json),
     ".jsonl": _unpacked(_read_lines),
     ".parquet": _read_parquet,
 }
 _VALID = (
-    f"valid are files that end in {', '.join(_READERS)}, the first two also with {' or '.join(_PACKED)}, "
+    f"valid are files that end in {', '.join(_READERS)}, the first two also with {' or '.join(UNPACKERS)}, "
     "folders that hold some, and globs of them"
 )

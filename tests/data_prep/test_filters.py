@@ -140,7 +140,9 @@ def test_no_text_breaks_a_check(text: str) -> None:
         blocked_phrases=["x"], max_digit_run=3, max_repeated_lines=0.2, keep_languages=["en"], min_turns=4
     )
     masked, faults = mask_bad_answers(chat(text, text), everything)
-    drop_reason(masked, faults, detect_language(masked), everything)
+    reason = drop_reason(masked, faults, detect_language(masked), everything)
+    assert len(faults) <= 1
+    assert reason is not None  # one round is too short for these settings, whatever it says
 
 
 S, U, A = Role.SYSTEM, Role.USER, Role.ASSISTANT
