@@ -3,11 +3,11 @@
 Needs a process group, and knows nothing of Ray: `torchrun` or a plain process can drive it as well as a Ray worker.
 """
 
-import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,8 +27,6 @@ from ray_apps.train.optimizer import learning_rate
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.fsdp import FsdpStrategy
-
-logger = logging.getLogger(__name__)
 
 
 class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
@@ -128,11 +126,8 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     num_failed = 0
     for step in range(state.step, num_steps):
         started = time.monotonic()
-        try:
+        with _recorded(metrics):
             measures = train_step(strategy, rows, order, step, config)
-        except Diverged as error:
-            metrics.event(FAILED, message=str(error))
-            raise
         state.step = step + 1
         elapsed = time.monotonic() - started
         if state.step % config.log_every_steps == 0 or state.step == num_steps:
@@ -147,13 +142,21 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
                 after_save({"step": state.step, **measures})
                 continue
             metrics.event("save_failed", step=state.step, message=problem)
-            logger.warning("step %d: saving failed: %s", state.step, problem)
             if num_failed > config.checkpoint.max_failed_saves or state.step == num_steps:
-                failure = SavesFailed(f"step {state.step}: saving failed, {num_failed} in a row: {problem}")
-                metrics.event(FAILED, message=str(failure))
-                raise failure
+                with _recorded(metrics):
+                    raise SavesFailed(f"step {state.step}: saving failed, {num_failed} in a row: {problem}")
     metrics.event("finish", step=state.step)
     metrics.close()
+
+
+@contextmanager
+def _recorded(metrics: MetricsWriter) -> Iterator[None]:
+    """Make what ends the run its last event."""
+    try:
+        yield
+    except WouldFailAgain as error:
+        metrics.event(FAILED, message=str(error))
+        raise
 
 
 def _pids() -> list[int]:
