@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ray_apps.run_dir import RunDir
 from ray_apps.train.state import TrainState
@@ -36,7 +38,7 @@ def save_checkpoint(run: RunDir, strategy: Strategy, state: TrainState, keep_las
     first, aside = dist.get_rank() == 0, run.aside(state.step)
     problem = _together(lambda: first and run.begin_checkpoint(state.step))
     if problem is None:
-        problem = _together(lambda: strategy.save(aside, state.to_saved(dist.get_rank())))
+        problem = _together(lambda: save({**strategy.state(), **state.to_saved(dist.get_rank())}, checkpoint_id=aside))
     if problem is None:
         problem = _together(lambda: first and run.commit_checkpoint(state.step, keep_last))
     if problem is None:
@@ -75,6 +77,9 @@ def restore_checkpoint(run: RunDir, strategy: Strategy) -> TrainState:
     extra = TrainState(step=step).to_saved(rank)
     known = FileSystemReader(directory).read_metadata().state_dict_metadata
     wanted = {name: value for name, value in extra.items() if name in known}
-    state = TrainState.from_saved({**extra, **strategy.load(directory, wanted)}, rank)
+    saved = {**strategy.state(), **wanted}
+    load(saved, checkpoint_id=directory)
+    strategy.take_over(saved)
+    state = TrainState.from_saved({**extra, **saved}, rank)
     logger.info("resumed from %s at step %d", directory, state.step)
     return state

@@ -80,17 +80,19 @@ def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, c
     global_weight = float(rows.target_weights[order.batch(step)].sum())
     scale = world_size / global_weight if global_weight else 0.0
     sums = torch.zeros(2, dtype=torch.float64)
-    for indices in order.micro_batches(step, rank, world_size, config.micro_batch_size):
+    micro_batches = order.micro_batches(step, rank, world_size, config.micro_batch_size)
+    for number, indices in enumerate(micro_batches, start=1):
         batch = collate([rows[index] for index in indices])
-        sums += torch.tensor([float(strategy.backward(batch, scale)), batch.input_ids.numel()], dtype=torch.float64)
+        loss = strategy.backward(batch, scale, last=number == len(micro_batches))
+        sums += torch.tensor([float(loss), batch.input_ids.numel()], dtype=torch.float64)
     rate = learning_rate(step, count_steps(len(rows), config), config)
     grad_norm = strategy.step(rate)
-    loss, tokens = _sum_over_ranks(sums)
-    loss = loss / global_weight if global_weight else 0.0
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    loss_sum, tokens = _sum_over_ranks(sums)
+    mean = loss_sum / global_weight if global_weight else 0.0
+    if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         chats = sorted({chat for index in order.batch(step) for chat in rows[int(index)].document_ids})
-        raise Diverged(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; the chats of its batch: {chats}")
-    return {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens}
+        raise Diverged(f"step {step + 1}: loss {mean}, gradient norm {grad_norm}; the chats of its batch: {chats}")
+    return {"loss": mean, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens}
 
 
 def _sum_over_ranks(sums: torch.Tensor) -> tuple[float, ...]:

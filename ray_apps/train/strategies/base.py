@@ -1,6 +1,5 @@
 """What the loop asks of a strategy."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +14,10 @@ class Strategy(Protocol):
     def wrap(self, model: PreTrainedModel) -> None:
         """Take the model over. Called once, on every rank."""
 
-    def backward(self, batch: Batch, scale: float) -> torch.Tensor:
+    def backward(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
         """Add the gradients of `scale` × the batch's summed loss; returns that loss, unscaled, on this rank.
 
-        Gradients are averaged over ranks: `scale` carries the world size.
+        Gradients are averaged over ranks: `scale` carries the world size. `last`: the optimiser steps after this one.
         """
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
@@ -27,8 +26,11 @@ class Strategy(Protocol):
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear the gradients; returns the norm before clipping, the same on every rank."""
 
-    def save(self, directory: Path, extra: dict[str, Any]) -> None:
-        """Write this rank's shards of model, optimiser and `extra` to `directory`. Every rank must call it."""
+    def state(self) -> dict[str, Any]:
+        """Model and optimiser as torch.distributed.checkpoint saves them: sharded tensors that are the live ones.
 
-    def load(self, directory: Path, extra: dict[str, Any]) -> dict[str, Any]:
-        """Read a checkpoint back, at any world size; returns `extra` with the saved values. Every rank must call it."""
+        The keys do not depend on the world size. Every rank must call it.
+        """
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`, into which a checkpoint has been read. Every rank must call it."""

@@ -1,6 +1,5 @@
 """Fully sharded data parallelism: PyTorch FSDP2, one group per decoder layer (Zhao et al. 2023)."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -61,7 +58,7 @@ class FsdpStrategy:
             "offload_policy": CPUOffloadPolicy() if self.config.fsdp.cpu_offload else OffloadPolicy(),
         }
 
-    def backward(self, batch: Batch, scale: float) -> torch.Tensor:
+    def backward(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
         """See `Strategy`."""
         loss: torch.Tensor = self.module(batch.to(self.device))
         (loss * scale).backward()
@@ -85,23 +82,17 @@ class FsdpStrategy:
         self.optimizer.zero_grad(set_to_none=True)
         return float(whole)
 
-    def save(self, directory: Path, extra: dict[str, Any]) -> None:
+    def state(self) -> dict[str, Any]:
         """See `Strategy`."""
-        save({**self._state(), **extra}, checkpoint_id=directory)
-
-    def load(self, directory: Path, extra: dict[str, Any]) -> dict[str, Any]:
-        """See `Strategy`."""
-        state = {**self._state(), **extra}
-        load(state, checkpoint_id=directory)
-        set_model_state_dict(self.module.model, state["model"], options=TRAINABLE_ONLY)
-        set_optimizer_state_dict(self.module.model, self.optimizer, state["optimizer"], options=TRAINABLE_ONLY)
-        return {name: state[name] for name in extra}
-
-    def _state(self) -> dict[str, Any]:
         return {
             "model": get_model_state_dict(self.module.model, options=TRAINABLE_ONLY),
             "optimizer": get_optimizer_state_dict(self.module.model, self.optimizer, options=TRAINABLE_ONLY),
         }
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        """See `Strategy`."""
+        set_model_state_dict(self.module.model, state["model"], options=TRAINABLE_ONLY)
+        set_optimizer_state_dict(self.module.model, self.optimizer, state["optimizer"], options=TRAINABLE_ONLY)
 
 
 def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
