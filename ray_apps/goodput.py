@@ -32,6 +32,8 @@ def find_recoveries(records: Sequence[dict[str, Any]]) -> list[Recovery]:
     last_step, last_time = 0, 0.0
     pending: tuple[int, int, float] | None = None
     for record in records:
+        if record.get("event") == "launch":
+            continue
         if record.get("event") == "start":
             lost, _, since = pending or (last_step, 0, last_time)  # a restart that died at once is the same recovery
             pending = (lost, record["step"], since) if since else None

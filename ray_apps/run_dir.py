@@ -1,75 +1,150 @@
-"""The contract of a run directory: plain files that say what is complete.
+"""The contract of a run directory, on a disk or on S3: plain files that say what is complete.
 
     run/
         receipt.json                    what the run was made of
-        metrics.jsonl                   one line per step and per event
+        metrics.jsonl                   one line per step and per event; on S3 in parts, metrics-*.jsonl
         tensorboard/
-        checkpoints/step-00000040/      a complete checkpoint: its COMPLETE marker lists every file and its size
-        checkpoints/.step-00000060.aside/    one being written; never read
+        checkpoints/step-00000040/      complete: its COMPLETE marker lists each file's size and SHA-256
+        checkpoints/.step-00000060.1f3a.aside/     one being written; never read
 
-A checkpoint is written aside, then marked, then renamed. Whatever kills a process in between, the newest complete
-checkpoint is found.
+On a disk a checkpoint is written aside, then marked, then renamed. On S3, which cannot rename, it is written in place
+under a name of its own (step-00000060-1f3a) and is complete once the marker is there. Whatever kills a process in
+between, the newest complete checkpoint is found.
 """
 
+import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import RunError
-from data_prep.storage import commit_directory, write_text
+from data_prep.folder import Folder
 
 logger = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
 RECEIPT_NAME = "receipt.json"
+STOP = "STOP"
+PART_BYTES = 256 * 1024
+PART_INTERVAL_S = 5.0
+
+Files = dict[str, dict[str, Any]]
+"""Name → {"bytes", "sha256"}."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose marker is whole and whose files have the sizes it lists."""
+
+    step: int
+    folder: Folder
+    files: Files
+    eval_loss: float | None
+
+    def damage(self, names: Iterable[str] | None = None) -> str | None:
+        """What is wrong with the bytes of the named files, or of all; None if their SHA-256 are those of the marker."""
+        for name in self.files if names is None else names:
+            with self.folder.reading(name) as stream:
+                if _sha256(stream) != self.files[name]["sha256"]:
+                    return f"{name} has another SHA-256 than when it was written"
+        return None
 
 
 class RunDir:
     """The files of one training run."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
-        self.checkpoints = self.path / "checkpoints"
-        self.metrics = self.path / "metrics.jsonl"
-        self.receipt = self.path / RECEIPT_NAME
-        self.tensorboard = self.path / "tensorboard"
+    def __init__(self, path: object) -> None:
+        self.folder = Folder(str(path))
+        self.checkpoints = self.folder / "checkpoints"
+        self.tensorboard = self.folder / "tensorboard"
+        self._lines: list[str] = []
+        self._part = ""
+        self._written_at = 0.0
 
-    def aside(self, step: int) -> Path:
-        """Where the checkpoint of `step` is written before it is complete."""
-        return self.checkpoints / f".{_name(step)}.aside"
+    def aside(self, step: int, attempt: str) -> Folder:
+        """Where the checkpoint of `step` is written before it is complete. `attempt` tells two writers apart."""
+        return self.checkpoints / (
+            f"{_name(step)}-{attempt}" if self.folder.is_remote else f".{_name(step)}.{attempt}.aside"
+        )
 
-    def begin_checkpoint(self, step: int) -> Path:
+    def begin_checkpoint(self, step: int, attempt: str) -> Folder:
         """An empty place to write the checkpoint of `step` to; remains of interrupted saves are removed."""
-        for stale in self.checkpoints.glob(".step-*"):
-            shutil.rmtree(stale)
-        self.aside(step).mkdir(parents=True)
-        return self.aside(step)
+        complete = {checkpoint.folder.place for checkpoint in self._complete(warn=False)}
+        for name in self.checkpoints.folders():
+            remains = name.startswith(".step-") or (self.folder.is_remote and name.startswith("step-"))
+            if remains and (self.checkpoints / name).place not in complete:
+                (self.checkpoints / name).remove()
+        aside = self.aside(step, attempt)
+        aside.make()
+        return aside
 
-    def commit_checkpoint(self, step: int, keep_last: int) -> Path:
-        """Mark the checkpoint of `step` complete, put it in place, and remove all but the newest `keep_last`."""
-        aside = self.aside(step)
-        sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-        (aside / MARKER).write_text(json.dumps({"step": step, "files": sizes}, indent=1))
-        target = self.checkpoints / _name(step)
-        commit_directory(aside, target)
-        for old in sorted(self._complete())[:-keep_last]:
-            shutil.rmtree(self.checkpoints / _name(old))
-        return target
+    def commit_checkpoint(
+        self,
+        step: int,
+        attempt: str,
+        files: Files,
+        *,
+        eval_loss: float | None = None,
+        keep_last: int = 2,
+        keep_best: int = 0,
+    ) -> Checkpoint:
+        """Mark the checkpoint complete and put it in place; then remove what need not stay.
 
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and directory of the newest complete checkpoint, if there is one."""
-        steps = max(self._complete(), default=None)
-        return None if steps is None else (steps, self.checkpoints / _name(steps))
+        The newest `keep_last` stay, and the `keep_best` of the lowest loss on the rows held out.
+        """
+        aside = self.aside(step, attempt)
+        aside.write(MARKER, json.dumps({"step": step, "eval_loss": eval_loss, "files": files}, indent=1))
+        target = aside if self.folder.is_remote else self.checkpoints / _name(step)
+        if target is not aside:
+            aside.commit_as(target)
+        self._remove_old(keep_last, keep_best)
+        return Checkpoint(step, target, files, eval_loss)
 
-    def _complete(self) -> Iterator[int]:
-        for directory in self.checkpoints.glob("step-*"):
-            if (problem := _problem(directory)) is None:
-                yield int(directory.name.removeprefix("step-"))
+    def _remove_old(self, keep_last: int, keep_best: int) -> None:
+        complete = self.complete_checkpoints()
+        judged = sorted((c.eval_loss, -c.step, c.folder.place) for c in complete if c.eval_loss is not None)
+        stay = {c.folder.place for c in complete[:keep_last]} | {place for *_, place in judged[:keep_best]}
+        for checkpoint in complete:
+            if checkpoint.folder.place not in stay:
+                checkpoint.folder.remove()
+
+    def complete_checkpoints(self) -> list[Checkpoint]:
+        """All complete checkpoints, the newest first. Their bytes are not read."""
+        return sorted(self._complete(), key=lambda checkpoint: checkpoint.step, reverse=True)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest complete checkpoint, if there is one. Its bytes are not read."""
+        return next(iter(self.complete_checkpoints()), None)
+
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The complete checkpoint of the lowest loss on the rows held out, if one was measured."""
+        judged = [c for c in self.complete_checkpoints() if c.eval_loss is not None]
+        return min(judged, key=lambda c: (c.eval_loss, -c.step), default=None)
+
+    def _complete(self, *, warn: bool = True) -> Iterator[Checkpoint]:
+        for name in self.checkpoints.folders():
+            if (step := _step(name)) is None:
+                continue
+            folder = self.checkpoints / name
+            found = _read_marker(folder)
+            if isinstance(found, str):
+                if warn:
+                    logger.warning("checkpoint %s is incomplete (%s) and is passed over", folder, found)
             else:
-                logger.warning("checkpoint %s is incomplete (%s) and is passed over", directory, problem)
+                yield Checkpoint(step, folder, found["files"], found.get("eval_loss"))
+
+    def has_receipt(self) -> bool:
+        """Whether a run was begun here."""
+        return self.folder.read(RECEIPT_NAME) is not None
+
+    def read_receipt(self) -> dict[str, Any] | None:
+        """What the run is made of."""
+        text = self.folder.read(RECEIPT_NAME)
+        return None if text is None else dict(json.loads(text))
 
     def check_receipt(self, receipt: Mapping[str, Any]) -> None:
         """Write the receipt of a new run, or refuse to continue a run that was made of something else.
@@ -77,37 +152,60 @@ class RunDir:
         Raises:
             RunError: naming each setting that differs.
         """
-        if not self.receipt.exists():
-            write_text(self.receipt, json.dumps(receipt, indent=2, sort_keys=True) + "\n")
-            return
-        before, now = dict(_flat(json.loads(self.receipt.read_text()))), dict(_flat(receipt))
-        changed = [
-            f"{name} ({before.get(name)!r} → {now.get(name)!r})"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        if changed:
+        known = self.read_receipt()
+        if known is None:
+            self.folder.write(RECEIPT_NAME, json.dumps(receipt, indent=2, sort_keys=True) + "\n")
+        elif changed := differences(known, receipt):
             raise RunError(
-                f"train.run_dir: {str(self.path)!r} holds a run made with other settings: {', '.join(changed)}; "
+                f"train.run_dir: {str(self.folder)!r} holds a run made with other settings: {', '.join(changed)}; "
                 "choose another run_dir, or start over with --fresh"
             )
 
+    def ask_to_stop(self) -> None:
+        """Ask the run to save and end after the step under way."""
+        self.folder.write(STOP, "")
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody did."""
+        return self.folder.read(STOP) is not None
+
+    def forget_to_stop(self) -> None:
+        """Take an earlier request back."""
+        self.folder.remove_file(STOP)
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one line to the metrics. On S3 a step's line may wait for `PART_INTERVAL_S`; an event's does not."""
+        line = json.dumps(record) + "\n"
+        if not self.folder.is_remote:
+            self.folder.append("metrics.jsonl", line)
+            return
+        if not self._part or sum(map(len, self._lines)) > PART_BYTES:
+            self._part, self._lines = f"metrics-{time.time_ns() // 1000:020d}.jsonl", []
+        self._lines.append(line)
+        if "event" in record or time.monotonic() - self._written_at > PART_INTERVAL_S:
+            self.folder.write(self._part, "".join(self._lines))
+            self._written_at = time.monotonic()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of `metrics.jsonl`; a line cut off by a kill is left out."""
-        if not self.metrics.exists():
-            return []
+        """Every whole line of the metrics; a line cut off by a kill is left out."""
+        names = sorted(name for name in self.folder.sizes() if re.fullmatch(r"metrics(-\d+)?\.jsonl", name))
         records = []
-        for line in self.metrics.read_text().splitlines():
+        for line in "".join(self.folder.read(name) or "" for name in names).splitlines():
             try:
                 records.append(json.loads(line))
             except ValueError:
                 continue
         return records
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name (before → now)` for each setting that differs."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [
+        f"{name} ({old.get(name)!r} → {new.get(name)!r})"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -123,18 +221,32 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _problem(directory: Path) -> str | None:
-    """What keeps a checkpoint from being complete; None if nothing does."""
-    try:
-        files = json.loads((directory / MARKER).read_text())["files"]
-    except FileNotFoundError:
+def _step(name: str) -> int | None:
+    found = re.fullmatch(r"step-(\d{8})(-\w+)?", name)
+    return int(found[1]) if found else None
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 22):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_marker(folder: Folder) -> dict[str, Any] | str:
+    """The marker of a complete checkpoint, or what keeps it from being complete."""
+    text = folder.read(MARKER)
+    if text is None:
         return f"no {MARKER} marker"
-    except (ValueError, KeyError, TypeError):
+    try:
+        marker = json.loads(text)
+        expected = {name: int(file["bytes"]) for name, file in marker["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"unreadable {MARKER} marker"
-    for name, size in files.items():
-        path = directory / name
-        if not path.exists():
+    sizes = folder.sizes()
+    for name, size in expected.items():
+        if name not in sizes:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]} bytes instead of {size}"
+    return dict(marker)

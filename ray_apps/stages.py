@@ -1,6 +1,5 @@
 """The stages of the main job as a person runs them: each with a progress bar, each skipped when it is already done."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -65,12 +64,12 @@ def train_stage(
         shown.update(0, text="checking")
         run, manifest = RunDir(config.run_dir), check_run(config)
         if fresh:
-            shutil.rmtree(run.path, ignore_errors=True)
+            run.folder.remove()
         run.check_receipt(run_receipt(config, manifest))
         num_steps = count_run_steps(config, manifest)
         progress = _TrainProgress(shown, num_steps)
         latest = run.latest_checkpoint()
-        done = latest is not None and latest[0] == num_steps
+        done = latest is not None and latest.step == num_steps
 
         def on_progress(records: Records) -> None:
             progress.show(records)

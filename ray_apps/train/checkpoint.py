@@ -1,17 +1,24 @@
-"""When to save, a pure policy, and how: sharded, written aside, committed with a marker."""
+"""How a run is saved and restored: sharded, beside the training, written aside and committed with a marker."""
 
 import logging
-import shutil
+import threading
+import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ray_apps.run_dir import RunDir
+from ray_apps.run_dir import Checkpoint, Files, RunDir
+from ray_apps.train.config import CheckpointSettings
+from ray_apps.train.shards import ShardReader, ShardWriter
 from ray_apps.train.state import TrainState
 from ray_apps.train.strategies.base import Strategy
 
@@ -19,38 +26,126 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SavePolicy:
-    """Save after every `every_steps` steps and after the last one."""
+class SaveResult:
+    """How a save ended; `problem` is the same on every rank. `total_s`: from its start until it was complete."""
 
-    every_steps: int
-    num_steps: int
-
-    def is_due(self, step: int) -> bool:
-        """Whether to save now that `step` steps are done."""
-        return step % self.every_steps == 0 or step == self.num_steps
+    step: int
+    problem: str | None
+    blocked_s: float
+    total_s: float
 
 
-def save_checkpoint(run: RunDir, strategy: Strategy, state: TrainState, keep_last: int) -> str | None:
-    """Write the checkpoint of `state.step` and commit it. Every rank must call it, or the others wait for ever.
+class Saver:
+    """Saves on every rank. Each rank must make the same calls, or the others wait for ever.
 
-    Returns why that failed, on every rank the same, or None. After a failure the checkpoints are what they were before.
+    Asynchronously, `start` only copies this rank's shards to host memory; a thread writes and commits the copy. Its
+    collectives have a process group of their own, so that they never meet those of training.
     """
-    first, aside = dist.get_rank() == 0, run.aside(state.step)
-    problem = _together(lambda: first and run.begin_checkpoint(state.step))
-    if problem is None:
-        problem = _together(lambda: save({**strategy.state(), **state.to_saved(dist.get_rank())}, checkpoint_id=aside))
-    if problem is None:
-        problem = _together(lambda: first and run.commit_checkpoint(state.step, keep_last))
-    if problem is None:
-        return None
-    if first:
-        shutil.rmtree(aside, ignore_errors=True)
-    # The serializer may fail with an error of its own where the disk is full.
-    return f"{problem} ({shutil.disk_usage(run.path).free / 1e9:.1f} GB are free at {run.path})"
+
+    def __init__(self, run: RunDir, strategy: Strategy, settings: CheckpointSettings) -> None:
+        self._run = run
+        self._strategy = strategy
+        self._settings = settings
+        self._group = dist.new_group(backend="gloo")
+        self._attempt = _from_first(uuid.uuid4().hex[:8], self._group)
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=torch.cuda.is_available(),
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=torch.cuda.is_available(),
+            )
+        )
+        self._pending: Future[SaveResult] | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a save was started and its result not taken yet."""
+        return self._pending is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this rank's part of the pending save is over."""
+        return self._pending is not None and self._pending.done()
+
+    def start(self, state: TrainState, eval_loss: float | None = None) -> None:
+        """Begin to save `state.step`; the save before must be over. The state may change as soon as this returns."""
+        assert self._pending is None
+        started, self._pending = time.monotonic(), Future()
+        live = {**self._strategy.state(), **state.to_saved(dist.get_rank())}
+        if not self._settings.asynchronous:
+            self._run_save(self._pending, live, state.step, eval_loss, started, None)
+            return
+        staged: Any = self._stager.stage(live)
+        blocked_s = time.monotonic() - started
+        threading.Thread(
+            target=self._run_save,
+            args=(self._pending, staged, state.step, eval_loss, started, blocked_s),
+            name="save-checkpoint",
+            daemon=True,
+        ).start()
+
+    def result(self) -> SaveResult:
+        """Wait until the pending save is over, and forget it."""
+        assert self._pending is not None
+        result, self._pending = self._pending.result(), None
+        return result
+
+    def _run_save(
+        self,
+        future: Future[SaveResult],
+        saved: dict[str, Any],
+        step: int,
+        eval_loss: float | None,
+        started: float,
+        blocked_s: float | None,
+    ) -> None:
+        try:
+            problem = self._write(saved, step, eval_loss)
+            total_s = time.monotonic() - started
+            future.set_result(SaveResult(step, problem, total_s if blocked_s is None else blocked_s, total_s))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _write(self, saved: dict[str, Any], step: int, eval_loss: float | None) -> str | None:
+        """Why saving failed, on every rank the same, or None. After a failure the checkpoints are what they were."""
+        run, first = self._run, dist.get_rank() == 0
+        aside = run.aside(step, self._attempt)
+        writer = ShardWriter(aside)
+        files: list[Files] = [{}] * dist.get_world_size()
+
+        def commit() -> Checkpoint:
+            keep = {"keep_last": self._settings.keep_last, "keep_best": self._settings.keep_best}
+            known = {name: file for part in files for name, file in part.items()}
+            return run.commit_checkpoint(step, self._attempt, known, eval_loss=eval_loss, **keep)
+
+        problem = self._together(lambda: first and run.begin_checkpoint(step, self._attempt))
+        if problem is None:
+            problem = self._together(lambda: save(saved, storage_writer=writer, process_group=self._group))
+        dist.all_gather_object(files, writer.files, group=self._group)
+        if problem is None:
+            problem = self._together(lambda: first and commit())
+        if problem is not None and first:
+            problem = _with_room(problem, run)
+            _together(aside.remove, None)
+        told: str | None = _from_first(problem, self._group)
+        return told
+
+    def _together(self, part: Callable[[], object]) -> str | None:
+        return _together(part, self._group)
 
 
-def _together(part: Callable[[], object]) -> str | None:
-    """Run `part` on every rank and wait for all of them; what failed on the first rank on which something did."""
+def _with_room(problem: str, run: RunDir) -> str:
+    """The serializer may fail with an error of its own where the disk is full."""
+    free = run.folder.free_bytes()
+    return problem if free is None else f"{problem} ({free / 1e9:.1f} GB are free at {run.folder})"
+
+
+def _together(part: Callable[[], object], group: dist.ProcessGroup | None) -> str | None:
+    """Run `part` on every rank of `group` and wait for all of them; what failed on the first rank on which it did.
+
+    Without a group: on this rank alone.
+    """
     problem = None
     try:
         part()
@@ -58,28 +153,48 @@ def _together(part: Callable[[], object]) -> str | None:
         problem = str(error)
     except CheckpointException as error:
         problem = str(next(iter(error.failures.values()))[0])
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
+    if group is None:
+        return problem
+    problems: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(problems, problem, group=group)
     return next((found for found in problems if found is not None), None)
 
 
-def restore_checkpoint(run: RunDir, strategy: Strategy) -> TrainState:
-    """Load the newest complete checkpoint, written at whatever world size; a fresh state if there is none.
+def _from_first(value: Any, group: dist.ProcessGroup) -> Any:
+    """Rank 0's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=group)
+    return values[0]
 
-    Rank 0 chooses, so that all ranks load the same one. Every rank must call it.
+
+def restore_checkpoint(run: RunDir, strategy: Strategy) -> TrainState:
+    """Load the newest complete checkpoint whose bytes are those written, at whatever world size; else a fresh state.
+
+    Rank 0 chooses, so that all ranks load the same one; each rank reads its share of the files to check them. Every
+    rank must call it.
     """
-    rank = dist.get_rank()
-    chosen = [run.latest_checkpoint() if rank == 0 else None]
-    dist.broadcast_object_list(chosen, src=0)
-    if chosen[0] is None:
-        return TrainState()
-    step, directory = chosen[0]
-    extra = TrainState(step=step).to_saved(rank)
-    known = FileSystemReader(directory).read_metadata().state_dict_metadata
-    wanted = {name: value for name, value in extra.items() if name in known}
-    saved = {**strategy.state(), **wanted}
-    load(saved, checkpoint_id=directory)
+    group = dist.new_group(backend="gloo")
+    for checkpoint in _from_first(run.complete_checkpoints() if dist.get_rank() == 0 else None, group):
+        problem = _together(lambda: _check_share(checkpoint), group)  # noqa: B023 - called at once
+        if problem is None:
+            return _load(checkpoint, strategy)
+        logger.warning("checkpoint %s is damaged (%s) and is passed over", checkpoint.folder, problem)
+    return TrainState()
+
+
+def _check_share(checkpoint: Checkpoint) -> None:
+    mine = sorted(checkpoint.files)[dist.get_rank() :: dist.get_world_size()]
+    if damage := checkpoint.damage(mine):
+        raise OSError(damage)
+
+
+def _load(checkpoint: Checkpoint, strategy: Strategy) -> TrainState:
+    rank, reader = dist.get_rank(), ShardReader(checkpoint.folder)
+    extra = TrainState(step=checkpoint.step).to_saved(rank)
+    known = reader.read_metadata().state_dict_metadata
+    saved = {**strategy.state(), **{name: value for name, value in extra.items() if name in known}}
+    load(saved, storage_reader=reader)
     strategy.take_over(saved)
     state = TrainState.from_saved({**extra, **saved}, rank)
-    logger.info("resumed from %s at step %d", directory, state.step)
+    logger.info("resumed from %s at step %d", checkpoint.folder, state.step)
     return state

@@ -1,11 +1,12 @@
 """The `train` section of a recipe."""
 
 from itertools import permutations
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from data_prep.config import DiskPath, Settings, real_path
+from data_prep.storage import is_remote
 
 
 class LoraSettings(Settings):
@@ -33,12 +34,30 @@ class FsdpSettings(Settings):
 class CheckpointSettings(Settings):
     """When to save, and how many checkpoints stay."""
 
-    every_steps: int = Field(100, ge=1)
+    every_steps: int | None = Field(100, ge=1)
     """Optimiser steps between two saves; the last step is always saved."""
+    every_s: PositiveFloat | Literal["auto"] | None = None
+    """Seconds between two saves, beside `every_steps`. `auto`: those that lose the least time, from what saves cost."""
+    mean_time_between_preemptions_s: float | None = Field(None, gt=0)
+    """For `every_s: auto`: seconds that the workers run on average until one of their machines is taken away."""
+    asynchronous: bool = True
+    """Copy the state to host memory and write the copy beside the training, which goes on meanwhile."""
     keep_last: int = Field(2, ge=1)
-    """Complete checkpoints that stay."""
+    """Newest complete checkpoints that stay."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints that stay because their loss on the rows held out is the lowest; each such look is then saved."""
     max_failed_saves: int = Field(3, ge=0)
     """Saves in a row that may fail, on a full disk for instance, before the run gives up. The last save may not."""
+    preemption_poll_s: float = Field(2.0, ge=0)
+    """Seconds between two looks at whether a worker's machine is about to be taken away."""
+
+    @model_validator(mode="after")
+    def _saves_at_all(self) -> Self:
+        if self.every_steps is None and self.every_s is None:
+            raise ValueError("every_steps: null needs every_s: seconds, or 'auto'")
+        if (self.every_s == "auto") != (self.mean_time_between_preemptions_s is not None):
+            raise ValueError("mean_time_between_preemptions_s: goes with every_s: 'auto', and only with it")
+        return self
 
 
 class TrainConfig(Settings):
@@ -48,10 +67,12 @@ class TrainConfig(Settings):
     """The base: a directory, an `s3://` path or a hub id."""
     dataset: DiskPath
     """Dataset directory written by `vicuna prep`."""
-    run_dir: DiskPath
-    """Directory of the run: checkpoints, metrics, receipt. Running again with the same one resumes."""
+    run_dir: str = Field(min_length=1)
+    """Checkpoints, metrics, receipt; a directory or an `s3://` path. Running again with the same one resumes."""
     output: DiskPath
     """Directory the fine-tuned model is exported to."""
+    export: Literal["last", "best"] = "last"
+    """The checkpoint that is exported: the newest, or that of the lowest loss on the rows held out."""
 
     epochs: int = Field(3, ge=1)
     """Times the dataset is gone through, each in another order; an incomplete last batch is left out."""
@@ -95,8 +116,12 @@ class TrainConfig(Settings):
     lora: LoraSettings | None = None
     """Train adapters only; the export merges them into the base."""
 
-    num_workers: int = Field(1, ge=1)
-    """Worker processes."""
+    num_workers: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 1
+    """Worker processes; `[min, max]`: as many as there is room for, more or fewer as machines come and go."""
+    resize_every_s: float = Field(60.0, gt=0)
+    """With `[min, max]`: seconds between two looks at whether there is room for more."""
+    hang_timeout_s: float = Field(1800.0, gt=0)
+    """A worker without progress for so long is named, and all are restarted from the newest checkpoint."""
     use_gpu: bool | Literal["auto"] = "auto"
     """`auto`: one GPU a worker if the cluster has any GPU."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -113,21 +138,50 @@ class TrainConfig(Settings):
     log_every_steps: int = Field(1, ge=1)
     """Optimiser steps between two lines of `metrics.jsonl`."""
 
+    @field_validator("run_dir")
+    @classmethod
+    def _can_be_opened(cls, run_dir: str) -> str:
+        if is_remote(run_dir) and not run_dir.startswith("s3://"):
+            raise ValueError(f"{run_dir!r} is not valid; expected a path on a disk or s3://bucket/key")
+        return run_dir
+
     @model_validator(mode="after")
     def _directories_are_apart(self) -> Self:
         names = ("model", "dataset", "run_dir", "output")
         places = {name: real_path(getattr(self, name)) for name in names}
         for (one, place), (other, above) in permutations(places.items(), 2):
+            if is_remote(self.run_dir) and "run_dir" in (one, other):
+                continue
             if place.is_relative_to(above) and {one, other} & {"run_dir", "output"}:
                 raise ValueError(f"{one}: {getattr(self, one)!r} is not outside of {other} {getattr(self, other)!r}")
         return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        step = self.micro_batch_size * self.num_workers
+        fewest, most = self.worker_range
+        if fewest > most:
+            raise ValueError(f"num_workers: [{fewest}, {most}] is not valid; expected [min, max]")
+        if fewest < most:
+            if most > self.global_batch_size:
+                raise ValueError(
+                    f"num_workers: {most} workers are more than the {self.global_batch_size} rows of a step"
+                )
+            return self  # any number of workers shares the batch out, evenly or not
+        step = self.micro_batch_size * most
         if self.global_batch_size % step:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is not a multiple of micro_batch_size × num_workers = "
-                f"{self.micro_batch_size} × {self.num_workers} = {step}"
+                f"{self.micro_batch_size} × {most} = {step}"
             )
         return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        workers = self.num_workers
+        return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.worker_range[0] < self.worker_range[1]

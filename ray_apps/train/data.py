@@ -3,6 +3,7 @@
 Any number of workers therefore sees the same batches in the same order, and a resumed run goes on where it stopped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from data_prep.encode import mask_untrained
+from data_prep.encode import IGNORE_INDEX, mask_untrained
 from data_prep.pack import Row, position_ids, rows_to_table, table_to_rows
 
 
@@ -38,9 +39,14 @@ class RowOrder:
         return _permutation(self.num_rows, self.seed, epoch)[start : start + self.global_batch_size]
 
     def micro_batches(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int]]:
-        """The part of `batch(step)` that `rank` computes, one list per forward pass."""
+        """The part of `batch(step)` that `rank` computes, one list per forward pass.
+
+        Every rank gets equally many lists, for each pass gathers weights from all ranks; where the batch does not
+        divide, some are empty.
+        """
         mine = self.batch(step)[rank::world_size].tolist()
-        return [mine[start : start + micro_batch_size] for start in range(0, len(mine), micro_batch_size)]
+        most = math.ceil(self.global_batch_size / world_size)
+        return [mine[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
 
 
 @lru_cache(maxsize=2)
@@ -95,6 +101,14 @@ class Batch:
         """The batch on `device`."""
         names = ("input_ids", "targets", "weights", "position_ids", "cu_seq_lens")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+def load_batch(rows: RowStore, indices: Sequence[int]) -> Batch:
+    """The rows of `indices`; without any, a batch that counts for nothing, so that a rank can take part in a pass."""
+    if indices:
+        return collate([rows[index] for index in indices])
+    nothing = collate([rows[0]])
+    return replace(nothing, targets=torch.full_like(nothing.targets, IGNORE_INDEX))
 
 
 def collate(rows: Sequence[Row]) -> Batch:

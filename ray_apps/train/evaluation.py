@@ -1,12 +1,9 @@
 """The loss on the rows that are held out from training."""
 
-from dataclasses import replace
-
 import torch
 import torch.distributed as dist
 
-from data_prep.encode import IGNORE_INDEX
-from ray_apps.train.data import Batch, RowStore, collate
+from ray_apps.train.data import RowStore, load_batch
 from ray_apps.train.strategies.base import Strategy
 
 
@@ -20,13 +17,8 @@ def held_out_loss(strategy: Strategy, rows: RowStore, micro_batch_size: int) -> 
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(rows), world_size * micro_batch_size):
         first = start + rank * micro_batch_size
-        mine = [rows[index] for index in range(first, min(first + micro_batch_size, len(rows)))]
-        batch = collate(mine) if mine else _without_targets(collate([rows[0]]))
-        total += strategy.evaluate(batch).double().cpu()
+        mine = list(range(first, min(first + micro_batch_size, len(rows))))
+        total += strategy.evaluate(load_batch(rows, mine)).double().cpu()
     whole = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(whole)
     return float(whole) / float(rows.target_weights.sum())
-
-
-def _without_targets(batch: Batch) -> Batch:
-    return replace(batch, targets=torch.full_like(batch.targets, IGNORE_INDEX))

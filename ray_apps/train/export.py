@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import GenerationConfig
 
 from data_prep.chat_template import get_template
 from data_prep.errors import RunError
+from data_prep.folder import Folder
 from data_prep.manifest import read_manifest
 from data_prep.storage import check_replaceable, written_aside
 from data_prep.tokenizer import encoders_of, load_tokenizer
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
-from ray_apps.run_dir import RunDir
+from ray_apps.run_dir import Checkpoint, RunDir
 from ray_apps.train.config import LoraSettings, TrainConfig
 from ray_apps.train.receipt import run_receipt
+from ray_apps.train.shards import ShardReader
 
 
 def check_output(config: TrainConfig) -> None:
@@ -41,7 +42,7 @@ def check_run_settings(config: TrainConfig) -> None:
         RunError: naming each setting that differs.
     """
     run = RunDir(config.run_dir)
-    if run.receipt.exists():
+    if run.has_receipt():
         run.check_receipt(run_receipt(config, read_manifest(config.dataset)))
 
 
@@ -52,40 +53,50 @@ def is_exported(config: TrainConfig) -> bool:
         RunError: the run was made of something else than `config` says.
     """
     check_run_settings(config)
-    latest = RunDir(config.run_dir).latest_checkpoint()
+    chosen = _chosen(config)
     origin = Path(config.output) / ORIGIN
-    return latest is not None and origin.exists() and json.loads(origin.read_text()) == _origin(config, latest[0])
+    return chosen is not None and origin.exists() and json.loads(origin.read_text()) == _origin(config, chosen.step)
+
+
+def _chosen(config: TrainConfig) -> Checkpoint | None:
+    run = RunDir(config.run_dir)
+    return run.best_checkpoint() if config.export == "best" else run.latest_checkpoint()
 
 
 def _origin(config: TrainConfig, step: int) -> dict[str, Any]:
     """What an exported model is made of."""
-    receipt = RunDir(config.run_dir).receipt
-    return {"step": step, "receipt": json.loads(receipt.read_text()) if receipt.exists() else None}
+    return {"step": step, "receipt": RunDir(config.run_dir).read_receipt()}
 
 
 def export(config: TrainConfig) -> Path:
-    """Write the newest complete checkpoint of the run to `config.output` as a model directory.
+    """Write the run's newest complete checkpoint, or its best, to `config.output` as a model directory.
 
     The weights have the type of the base's. The chat template is the one the dataset was made with.
 
     Raises:
-        RunError: the run has no complete checkpoint yet, or was made of something else than `config` says.
+        RunError: the run has no such checkpoint yet, its bytes are not those that were written, or it was made of
+            something else than `config` says.
     """
-    run = RunDir(config.run_dir)
-    latest = run.latest_checkpoint()
-    if latest is None:
-        raise RunError(f"train.run_dir: {config.run_dir!r} has no complete checkpoint; run `vicuna train` first")
+    chosen = _chosen(config)
+    if chosen is None:
+        what = (
+            "checkpoint whose loss on rows held out was measured" if config.export == "best" else "complete checkpoint"
+        )
+        raise RunError(f"train.run_dir: {config.run_dir!r} has no {what}; run `vicuna train` first")
     check_output(config)
     base = local_model_dir(config.model)
     check_run_settings(config)
+    if damage := chosen.damage():
+        raise RunError(f"checkpoint {chosen.folder} is damaged: {damage}; remove it, then the one before is taken")
+    checkpoint = chosen.folder
     with written_aside(Path(config.output)) as directory:
-        tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
+        tensors = _merged(base, checkpoint, config.lora) if config.lora else _trained(base, checkpoint)
         write_tensors(directory, tensors)
         shutil.copy(base / "config.json", directory / "config.json")
         if (base / "tokenizer.model").exists():
             shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
         _write_tokenizer(directory, config)
-        (directory / ORIGIN).write_text(json.dumps(_origin(config, latest[0]), indent=2) + "\n")
+        (directory / ORIGIN).write_text(json.dumps(_origin(config, chosen.step), indent=2) + "\n")
     return Path(config.output)
 
 
@@ -112,7 +123,7 @@ def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
     return ((name, tensor) for name, tensor in stream_tensors(base) if name in names)
 
 
-def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _trained(base: Path, checkpoint: Folder) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
     group: dict[str, torch.dtype] = {}
     size = 0
@@ -125,19 +136,19 @@ def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]
     yield from _read_as(checkpoint, group)
 
 
-def _read_as(checkpoint: Path, types: dict[str, torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_as(checkpoint: Folder, types: dict[str, torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
     values = _read(checkpoint, [f"model.{name}" for name in types])
     for name, dtype in types.items():
         yield name, values.pop(f"model.{name}").to(dtype)
 
 
-def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
+def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensors, with adapters added where there are any: W + alpha / r · B A.
 
     Raises:
         RunError: an adapter belongs to no tensor of the base.
     """
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    known = ShardReader(checkpoint).read_metadata().state_dict_metadata
     adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
     for name, tensor in _weights(base):
         adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
@@ -149,9 +160,9 @@ def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[
         raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
 
 
-def _read(checkpoint: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+def _read(checkpoint: Folder, keys: list[str]) -> dict[str, torch.Tensor]:
     """Whole tensors of a sharded checkpoint."""
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    known = ShardReader(checkpoint).read_metadata().state_dict_metadata
     wanted: dict[str, Any] = {}
     for key in keys:
         tensor = known.get(key)
@@ -160,5 +171,5 @@ def _read(checkpoint: Path, keys: list[str]) -> dict[str, torch.Tensor]:
         wanted[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
-        load(wanted, checkpoint_id=checkpoint, no_dist=True)
+        load(wanted, storage_reader=ShardReader(checkpoint), no_dist=True)
     return wanted

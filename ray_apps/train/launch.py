@@ -3,9 +3,11 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -15,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from data_prep.errors import ConfigError, DataError, RunError
 from data_prep.manifest import Manifest, check_part_files, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
-from data_prep.storage import check_replaceable
+from data_prep.storage import check_replaceable, is_remote
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.machine import count_gpus, usable_cpus
 from ray_apps.model_dir import local_model_dir
@@ -24,9 +26,17 @@ from ray_apps.train.attention import has_flash_attention
 from ray_apps.train.base_model import check_base
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import check_output
-from ray_apps.train.metrics import FAILED
-from ray_apps.train.receipt import run_receipt
+from ray_apps.train.metrics import FAILED, LAUNCHED, STOPPED
+from ray_apps.train.receipt import environment, run_receipt
 from ray_apps.train.worker import train_loop_per_worker
+
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the first try after a preemption may pick the dying node
+}
+
+FOLLOW_S, FOLLOW_REMOTE_S = 0.5, 3.0
+"""Seconds between two looks at the metrics, on a disk and on S3."""
 
 
 def count_run_steps(config: TrainConfig, manifest: Manifest) -> int:
@@ -69,7 +79,8 @@ def check_run(config: TrainConfig) -> Manifest:
     check_base(config, directory, manifest.context_length)
     count_run_steps(config, manifest)
     check_resources(config)
-    check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
+    if not is_remote(config.run_dir):
+        check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
     check_output(config)
     return manifest
 
@@ -77,68 +88,95 @@ def check_run(config: TrainConfig) -> Manifest:
 def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], None] = lambda records: None) -> None:
     """Train, or resume, until the run is complete. Does nothing if it already is.
 
-    `on_progress` gets the new lines of `metrics.jsonl` about twice a second, in a thread of its own.
+    `on_progress` gets the new lines of the metrics about twice a second, in a thread of its own. SIGTERM lets the run
+    save and ends it.
 
     Raises:
         RunError: the run directory holds another run, or the run failed more often than `max_failures`; then the
             message is the last failure's.
+        KeyboardInterrupt: after Ctrl-C, and after SIGTERM once the run has saved.
     """
     manifest = check_run(config)
     run = RunDir(config.run_dir)
-    run.path.mkdir(parents=True, exist_ok=True)
+    run.folder.make()
     run.check_receipt(run_receipt(config, manifest))
     latest, num_steps = run.latest_checkpoint(), count_run_steps(config, manifest)
-    if latest is not None and latest[0] == num_steps:
+    if latest is not None and latest.step == num_steps:
         return
+    run.forget_to_stop()
+    run.append_metrics({"event": LAUNCHED, "time": time.time(), "environment": environment()})
     with _followed(run, on_progress):
         _fit(config, run, num_steps)
 
 
 def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
-    absolute = {"run_dir": str(run.path), "dataset": str(Path(config.dataset).absolute())}
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with _own_signal_handlers(run):
+        try:
+            _trainer(config, run).fit()
+        except Exception as error:
+            raise RunError(f"training failed: {_root_cause(error)}") from error
+    records = run.read_metrics()
+    if not any(record.get("event") == "start" for record in records):
+        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
+    if records[-1].get("event") == FAILED:
+        raise RunError(f"training failed: {records[-1]['message']}")
+    if records[-1].get("event") == STOPPED:
+        raise KeyboardInterrupt
+    if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
+        raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
+
+
+def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
+    absolute = {"run_dir": run.folder.place, "dataset": str(Path(config.dataset).absolute())}
     if (directory := Path(config.model)).is_dir():
         absolute["model"] = str(directory.absolute())
     use_gpu = _use_gpu(config)
-    trainer = TorchTrainer(
+    fewest, most = config.worker_range
+    return TorchTrainer(
         train_loop_per_worker,
         train_loop_config=config.model_copy(update=absolute).model_dump(),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=(fewest, most) if config.is_elastic else most,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=config.resize_every_s,  # type: ignore[call-arg]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name="ray_train",
-            storage_path=str(run.path),
+            # Every launch has a name of its own: what it goes on from is in the run directory, not in Ray's records.
+            name=f"launch-{time.time_ns() // 1_000_000}",
+            storage_path=(run.folder / "ray_train").path,
+            storage_filesystem=run.folder.filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),  # type: ignore[call-arg]
         ),
     )
-    with _own_interrupt_handler():
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise RunError(f"training failed: {_root_cause(error)}") from error
-    records = run.read_metrics()
-    if not records:
-        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
-    if records[-1].get("event") == FAILED:
-        raise RunError(f"training failed: {records[-1]['message']}")
-    if (latest := run.latest_checkpoint()) is None or latest[0] < num_steps:
-        raise RunError(f"training failed: it ended after step {latest[0] if latest else 0} of {num_steps}")
 
 
 @contextmanager
-def _own_interrupt_handler() -> Iterator[None]:
-    """Keep Ray Train's answer to Ctrl-C, an exit that stays in force after the run, from leaving the block."""
-    before = signal.getsignal(signal.SIGINT)
+def _own_signal_handlers(run: RunDir) -> Iterator[None]:
+    """Keep Ray Train's answer to Ctrl-C, an exit that stays in force after the run, from leaving the block.
+
+    SIGTERM asks the run to save and end; a second one is what it was before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        run.ask_to_stop()
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _use_gpu(config: TrainConfig) -> bool:
@@ -174,7 +212,7 @@ def check_resources(config: TrainConfig) -> None:
     most = available["CPU"] // config.cpus_per_worker
     if use_gpu:
         most = min(most, available["GPU"])
-    if config.num_workers > most:
+    if config.worker_range[0] > most:
         raise ConfigError(
             f"train.num_workers: {config.num_workers} is not valid here: with cpus_per_worker {config.cpus_per_worker} "
             f"there are {available['CPU']:.0f} CPUs and {available['GPU']:.0f} GPUs for at most {most:.0f}"
@@ -199,7 +237,7 @@ def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) 
     def follow() -> None:
         nonlocal seen
         while True:
-            finished = done.wait(0.5)
+            finished = done.wait(FOLLOW_REMOTE_S if run.folder.is_remote else FOLLOW_S)
             if new := run.read_metrics()[seen:]:
                 seen += len(new)
                 on_progress(new)

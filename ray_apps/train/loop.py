@@ -5,10 +5,14 @@ Needs a process group, and knows nothing of Ray: `torchrun` or a plain process c
 
 import math
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,27 +22,17 @@ from ray_apps.model_dir import local_model_dir
 from ray_apps.models import load_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.attention import choose_attention
-from ray_apps.train.checkpoint import SavePolicy, restore_checkpoint, save_checkpoint
+from ray_apps.train.checkpoint import restore_checkpoint
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.data import RowOrder, RowStore, collate
+from ray_apps.train.data import RowOrder, RowStore, load_batch
+from ray_apps.train.errors import Diverged, SavesFailed, WouldFailAgain
 from ray_apps.train.evaluation import held_out_loss
-from ray_apps.train.metrics import FAILED, MetricsWriter
+from ray_apps.train.metrics import FAILED, STOPPED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
+from ray_apps.train.saving import Keeper, Notice, Outside
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.fsdp import FsdpStrategy
-
-
-class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
-    """Every rank raises it at the same step. Also recorded as the run's last event."""
-
-
-class Diverged(WouldFailAgain):
-    """Loss or gradients are no longer finite."""
-
-
-class SavesFailed(WouldFailAgain):
-    """No checkpoint could be saved, several times in a row or at the end."""
 
 
 def count_steps(num_rows: int, config: TrainConfig) -> int:
@@ -82,9 +76,9 @@ def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, c
     sums = torch.zeros(2, dtype=torch.float64)
     micro_batches = order.micro_batches(step, rank, world_size, config.micro_batch_size)
     for number, indices in enumerate(micro_batches, start=1):
-        batch = collate([rows[index] for index in indices])
+        batch = load_batch(rows, indices)
         loss = strategy.backward(batch, scale, last=number == len(micro_batches))
-        sums += torch.tensor([float(loss), batch.input_ids.numel()], dtype=torch.float64)
+        sums += torch.tensor([float(loss), batch.input_ids.numel() if indices else 0], dtype=torch.float64)
     rate = learning_rate(step, count_steps(len(rows), config), config)
     grad_norm = strategy.step(rate)
     loss_sum, tokens = _sum_over_ranks(sums)
@@ -102,12 +96,17 @@ def _sum_over_ranks(sums: torch.Tensor) -> tuple[float, ...]:
     return tuple(total.tolist())
 
 
-def run_training(config: TrainConfig, device: torch.device, after_save: Callable[[dict[str, float]], None]) -> None:
-    """Train until the last step, from the newest complete checkpoint if there is one.
+def run_training(
+    config: TrainConfig,
+    device: torch.device,
+    after_save: Callable[[dict[str, Any]], object] = lambda measures: None,
+    notice: Callable[[], Notice | None] = lambda: None,
+) -> None:
+    """Train until the last step, from the newest sound checkpoint if there is one.
 
-    `after_save` is called on every rank after each committed checkpoint, with the measures of its step.
-
-    A save that fails is recorded, and training goes on from memory until `checkpoint.max_failed_saves` in a row did.
+    `after_save` and `notice`: see `Outside`. SIGTERM, where this is the main thread of a process, and a request in the
+    run directory end the run after the step under way and a save. A save that fails is recorded, and training goes on
+    from memory until `checkpoint.max_failed_saves` in a row did.
 
     Raises:
         WouldFailAgain: it diverged, or its saves failed.
@@ -118,51 +117,76 @@ def run_training(config: TrainConfig, device: torch.device, after_save: Callable
     held_out = RowStore(Path(config.dataset) / "eval")
     order = RowOrder(len(rows), config.global_batch_size, config.seed)
     num_steps = count_steps(len(rows), config)
-    policy = SavePolicy(config.checkpoint.every_steps, num_steps)
 
+    started = time.monotonic()
     strategy = build_strategy(config, device)
+    built = time.monotonic()
     state = restore_checkpoint(run, strategy)
-    metrics = MetricsWriter(run, active=dist.get_rank() == 0, resumed_step=state.step)
+    restored = time.monotonic()
+    metrics = MetricsWriter(
+        run,
+        active=dist.get_rank() == 0,
+        resumed_step=state.step,
+        every_steps=config.log_every_steps,
+        last_step=num_steps,
+    )
+    spent = {"build_s": built - started, "restore_s": restored - built}
     attention = choose_attention(config.attention, device)
-    metrics.event("start", step=state.step, num_steps=num_steps, pids=_pids(), attention=attention)
-    num_failed = 0
-    for step in range(state.step, num_steps):
-        started = time.monotonic()
-        with _recorded(metrics):
+    metrics.event("start", step=state.step, num_steps=num_steps, **_places(), **spent, attention=attention)
+    keeper = Keeper(config, strategy, metrics, Outside(after_save, notice), num_steps)
+    ended = "finish"
+    with _recorded(metrics, keeper), stop_signal() as stop:
+        for step in range(state.step, num_steps):
+            before = time.monotonic()
             measures = train_step(strategy, rows, order, step, config)
-        state.step = step + 1
-        elapsed = time.monotonic() - started
-        if state.step % config.log_every_steps == 0 or state.step == num_steps:
-            metrics.step(step=state.step, **measures, tokens_per_s=measures["tokens"] / elapsed)
-        if config.eval_every_steps and (state.step % config.eval_every_steps == 0 or state.step == num_steps):
-            metrics.held_out(state.step, held_out_loss(strategy, held_out, config.micro_batch_size))
-        if policy.is_due(state.step):
-            problem = save_checkpoint(run, strategy, state, config.checkpoint.keep_last)
-            num_failed = 0 if problem is None else num_failed + 1
-            if problem is None:
-                metrics.event("checkpoint", step=state.step)
-                after_save({"step": state.step, **measures})
-                continue
-            metrics.event("save_failed", step=state.step, message=problem)
-            if num_failed > config.checkpoint.max_failed_saves or state.step == num_steps:
-                with _recorded(metrics):
-                    raise SavesFailed(f"step {state.step}: saving failed, {num_failed} in a row: {problem}")
-    metrics.event("finish", step=state.step)
+            state.step = step + 1
+            metrics.step(state.step, measures, time.monotonic() - before)
+            keeper.restart_s = keeper.restart_s or time.monotonic() - started
+            eval_loss = _eval_loss(config, strategy, held_out, state.step, num_steps)
+            metrics.held_out(state.step, eval_loss)
+            if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
+                ended = STOPPED
+                break
+    metrics.event(ended, step=state.step, outside_s=keeper.outside_s, elapsed_s=time.monotonic() - started)
     metrics.close()
 
 
+def _eval_loss(config: TrainConfig, strategy: Strategy, rows: RowStore, step: int, num_steps: int) -> float | None:
+    """The loss on the rows held out, if it is to be looked at after `step`."""
+    every = config.eval_every_steps
+    if not every or (step % every and step != num_steps):
+        return None
+    return held_out_loss(strategy, rows, config.micro_batch_size)
+
+
 @contextmanager
-def _recorded(metrics: MetricsWriter) -> Iterator[None]:
-    """Make what ends the run its last event."""
+def _recorded(metrics: MetricsWriter, keeper: Keeper) -> Iterator[None]:
+    """Make what ends the run its last event, once the save under way is over."""
     try:
         yield
     except WouldFailAgain as error:
+        with suppress(SavesFailed):
+            keeper.settle()
         metrics.event(FAILED, message=str(error))
         raise
 
 
-def _pids() -> list[int]:
-    """Process id of each rank."""
-    pids: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(pids, os.getpid())
-    return pids
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while the block runs, where a handler can be set: in a process's main thread."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _places() -> dict[str, list[Any]]:
+    """Process id and host name of each rank."""
+    places: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
+    dist.all_gather_object(places, (os.getpid(), socket.gethostname()))
+    return {"pids": [pid for pid, _ in places], "hosts": [host for _, host in places]}

@@ -1,5 +1,10 @@
-"""What decides the outcome of a run: it may only be resumed, and exported, with the same."""
+"""What a run is made of: what decides its outcome, with which alone it may be resumed; and what it ran with."""
 
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import Manifest
@@ -14,13 +19,16 @@ NOT_IN_RECEIPT = {
     "cpus_per_worker",
     "dataset",
     "eval_every_steps",
+    "export",
     "fsdp",
+    "hang_timeout_s",
     "log_every_steps",
     "max_failures",
     "micro_batch_size",
     "model",
     "num_workers",
     "output",
+    "resize_every_s",
     "run_dir",
     "strategy",
     "use_gpu",
@@ -36,3 +44,32 @@ def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     sources = sorted(source.sha256[:16] for source in manifest.sources)
     counts = manifest.train.model_dump()
     return {**settings, **{f"dataset.{key}": value for key, value in {**dataset, "sources": sources, **counts}.items()}}
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran with, which may change on resuming: code, packages (a hash of all versions), machine."""
+    packages = sorted({f"{found.name}=={found.version}".lower() for found in metadata.distributions()})
+    return {
+        "code": code_version(),
+        "packages": hashlib.sha256("\n".join(packages).encode()).hexdigest()[:16],
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "transformers": metadata.version("transformers"),
+        "machine": platform.machine(),
+    }
+
+
+def code_version() -> str:
+    """The version of this package; in a checkout with its commit, marked where files differ from it."""
+    version = metadata.version("vicuna-ray")
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607 - where it is varies
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return version
+    return f"{version}+{described.stdout.strip()}"

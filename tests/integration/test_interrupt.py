@@ -137,11 +137,11 @@ def test_train_goes_on_after_ctrl_c_to_the_same_weights(folder: Path, tiny_model
     assert told[-1] == "interrupted; the same command goes on from here"
     latest = run.latest_checkpoint()
     assert latest is not None
-    assert 0 < latest[0] < STEPS
+    assert 0 < latest.step < STEPS
     vicuna(folder, "train", "recipe.yaml")
     starts = [record["step"] for record in run.read_metrics() if record.get("event") == "start"]
     assert starts[0] == 0
-    assert starts[-1] >= latest[0]
+    assert starts[-1] >= latest.step
 
     vicuna(folder, "train", "recipe.yaml", "train.run_dir=whole", "train.output=whole-model")
     torn, whole = (load_file(folder / name / "model.safetensors") for name in ("model", "whole-model"))

@@ -271,8 +271,8 @@ def test_a_run_directory_of_another_run_is_refused(mistake: Mistake) -> None:
 
 def test_a_finished_run_with_other_settings_is_not_taken_for_done(mistake: Mistake) -> None:
     run = begin_run(max_steps=1)
-    (run.begin_checkpoint(1) / "shard-0").write_bytes(b"weights")
-    run.commit_checkpoint(1, keep_last=1)
+    (Path(run.begin_checkpoint(1, "a1").path) / "shard-0").write_bytes(b"weights")
+    run.commit_checkpoint(1, "a1", {"shard-0": {"bytes": 7, "sha256": ""}})
     (line,) = mistake("train", "recipe.yaml", "train.max_steps=1", "train.learning_rate=1e-3")
     assert "holds a run made with other settings: learning_rate" in line
 
@@ -280,7 +280,7 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_done(mistake: Mista
 def test_starting_over_deletes_nothing_when_the_run_could_not_start(mistake: Mistake) -> None:
     run = begin_run()
     assert mistake("train", "recipe.yaml", "--fresh", "train.dataset=nowhere")
-    assert run.receipt.exists()
+    assert run.has_receipt()
 
 
 def test_a_file_where_a_directory_must_be_is_one_line(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,10 +9,16 @@ from data_prep.errors import RunError
 from ray_apps.run_dir import MARKER, RunDir
 
 
-def save(run: RunDir, step: int, keep_last: int = 9) -> Path:
-    aside = run.begin_checkpoint(step)
-    (aside / "shard-0").write_bytes(b"weights" * step)
-    return run.commit_checkpoint(step, keep_last)
+def save(run: RunDir, step: int, keep_last: int = 9, **options: Any) -> Path:
+    aside = Path(run.begin_checkpoint(step, "a1").path)
+    shard = b"weights" * step
+    (aside / "shard-0").write_bytes(shard)
+    files = {"shard-0": {"bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}}
+    return Path(run.commit_checkpoint(step, "a1", files, keep_last=keep_last, **options).folder.path)
+
+
+def names(run: RunDir) -> list[str]:
+    return sorted(path.name for path in Path(run.checkpoints.path).iterdir())
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
@@ -18,36 +26,59 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     assert run.latest_checkpoint() is None
     save(run, 2)
     newest = save(run, 10)
-    assert run.latest_checkpoint() == (10, newest)
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert (latest.step, Path(latest.folder.path)) == (10, newest)
+    assert latest.damage() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "unmarked", "torn marker", "never committed"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     run = RunDir(tmp_path)
-    good = save(run, 2)
+    save(run, 2)
     if damage == "never committed":
-        (run.begin_checkpoint(4) / "shard-0").write_bytes(b"half")
-        assert run.latest_checkpoint() == (2, good)
-        return
-    bad = save(run, 4)
-    if damage == "truncated":
-        (bad / "shard-0").write_bytes(b"wei")
-    elif damage == "missing":
-        (bad / "shard-0").unlink()
-    elif damage == "unmarked":
-        (bad / MARKER).unlink()
+        (Path(run.begin_checkpoint(4, "a1").path) / "shard-0").write_bytes(b"half")
     else:
-        (bad / MARKER).write_text('{"files": {"sha')
-    assert run.latest_checkpoint() == (2, good)
-    assert "step-00000004 is incomplete" in caplog.text
+        bad = save(run, 4)
+        if damage == "truncated":
+            (bad / "shard-0").write_bytes(b"wei")
+        elif damage == "missing":
+            (bad / "shard-0").unlink()
+        elif damage == "unmarked":
+            (bad / MARKER).unlink()
+        else:
+            (bad / MARKER).write_text('{"files": {"sha')
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert latest.step == 2
+    assert ("step-00000004 is incomplete" in caplog.text) == (damage != "never committed")
+
+
+def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (save(run, 2) / "shard-0").write_bytes(b"weightsWEIGHTS")
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert latest.damage() == "shard-0 has another SHA-256 than when it was written"
+    assert latest.damage([]) is None
 
 
 def test_only_the_newest_are_kept_and_remains_are_removed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    (run.begin_checkpoint(1) / "shard-0").write_bytes(b"half")
+    (Path(run.begin_checkpoint(1, "a0").path) / "shard-0").write_bytes(b"half")
     for step in (2, 4, 6):
         save(run, step, keep_last=2)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+    assert names(run) == ["step-00000004", "step-00000006"]
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for step, loss in ((2, 0.5), (4, 0.3), (6, 0.4), (8, None), (10, 0.9)):
+        save(run, step, keep_last=1, keep_best=1, eval_loss=loss)
+    assert names(run) == ["step-00000004", "step-00000010"]
+    best = run.best_checkpoint()
+    assert best is not None
+    assert (best.step, best.eval_loss) == (4, 0.3)
 
 
 def test_a_run_made_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -61,6 +92,6 @@ def test_a_run_made_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.append_metrics({"step": 1})
-    with run.metrics.open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 2})[:-3])
     assert run.read_metrics() == [{"step": 1}]

@@ -16,7 +16,8 @@ from ray_apps.train.data import RowStore, collate
 from ray_apps.train.launch import check_run
 from ray_apps.train.loop import run_training
 from tests import tiny
-from tests.ray_apps.train.test_loop import CPU, exported, run_ranks
+from tests.processes import CPU, run_ranks
+from tests.ray_apps.train.test_loop import exported
 
 
 @pytest.fixture(scope="module")

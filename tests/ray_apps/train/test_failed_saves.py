@@ -3,7 +3,6 @@
 The kernel's limit on the size of a file stands for the full disk: writes beyond it fail as real writes do.
 """
 
-import multiprocessing
 import re
 import resource
 from collections.abc import Callable
@@ -16,7 +15,8 @@ import torch.distributed as dist
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.loop import SavesFailed, run_training
-from tests.ray_apps.train.test_loop import CPU, exported, losses
+from tests.processes import CONTEXT, CPU
+from tests.ray_apps.train.test_loop import exported, losses
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def train_on_a_full_disk(
 
 def run(config: TrainConfig, tmp_path: Path, *, num_failures: int, world_size: int) -> dict[int, str]:
     """How each rank ended."""
-    context = multiprocessing.get_context("spawn")
+    context = CONTEXT
     answers = context.Queue()
     rendezvous = str(tmp_path / f"rendezvous-{num_failures}")
     processes = [
@@ -94,6 +94,6 @@ def test_a_run_that_cannot_save_ends_with_its_last_checkpoint_whole(
     assert re.search(r"[\d.]+ GB are free at \S*run\)$", message)
     latest = RunDir(config.run_dir).latest_checkpoint()
     assert latest is not None
-    assert latest[0] == 2
-    assert [path.name for path in RunDir(config.run_dir).checkpoints.iterdir()] == ["step-00000002"]
+    assert latest.step == 2
+    assert [path.name for path in Path(RunDir(config.run_dir).checkpoints.path).iterdir()] == ["step-00000002"]
     assert RunDir(config.run_dir).read_metrics()[-1]["message"] == message

@@ -92,10 +92,36 @@ def test_more_workers_than_the_machine_has_are_refused_before_anything_is_writte
     assert not Path(config.run_dir).exists()
 
 
-@pytest.mark.parametrize("field", ["dataset", "run_dir", "output"])
+@pytest.mark.parametrize("field", ["dataset", "output"])
 def test_artifacts_are_on_a_disk(make_config: Callable[..., TrainConfig], field: str) -> None:
     with pytest.raises(ConfigError, match=rf"{field}: 's3://bucket/x' must be a path on a disk"):
         make_config(**{field: "s3://bucket/x"})
+
+
+def test_a_run_directory_is_on_a_disk_or_on_s3(make_config: Callable[..., TrainConfig]) -> None:
+    assert make_config(run_dir="s3://bucket/run").run_dir == "s3://bucket/run"
+    with pytest.raises(
+        ConfigError, match=r"run_dir: .*'gs://bucket/run' is not valid; expected a path on a disk or s3:"
+    ):
+        make_config(run_dir="gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_workers": [3, 2]}, r"num_workers: \[3, 2\] is not valid; expected \[min, max\]"),
+        ({"num_workers": [1, 8]}, r"num_workers: 8 workers are more than the 4 rows of a step"),
+        ({"num_workers": 3}, r"global_batch_size: 4 is not a multiple of micro_batch_size × num_workers = 1 × 3 = 3"),
+        ({"checkpoint": {"every_steps": None}}, r"every_steps: null needs every_s"),
+        ({"checkpoint": {"every_s": "auto"}}, r"mean_time_between_preemptions_s: goes with every_s: 'auto'"),
+        ({"checkpoint": {"mean_time_between_preemptions_s": 60}}, r"goes with every_s: 'auto', and only with it"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    make_config: Callable[..., TrainConfig], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**fields)
 
 
 @pytest.mark.parametrize(

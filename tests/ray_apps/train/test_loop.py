@@ -1,6 +1,4 @@
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import time
@@ -10,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,33 +20,7 @@ from ray_apps.train.export import export, is_exported
 from ray_apps.train.launch import check_run
 from ray_apps.train.loop import count_steps, run_training
 from ray_apps.train.receipt import run_receipt
-
-CPU = torch.device("cpu")
-
-
-def run_rank(rank: int, world_size: int, rendezvous: str, config: TrainConfig, stop_after: int | None) -> None:
-    """One rank of a training run in a process of its own; dies without a word after saving step `stop_after`."""
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-
-    def after_save(measures: dict[str, float]) -> None:
-        if measures["step"] == stop_after:
-            os._exit(9)
-
-    run_training(config, CPU, after_save)
-    dist.destroy_process_group()
-
-
-def run_ranks(config: TrainConfig, rendezvous: Path, world_size: int, stop_after: int | None = None) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=run_rank, args=(rank, world_size, str(rendezvous), config, stop_after))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert {process.exitcode for process in processes} == {0 if stop_after is None else 9}
+from tests.processes import CPU, run_rank, run_ranks, start
 
 
 def exported(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -57,7 +28,12 @@ def exported(config: TrainConfig) -> dict[str, torch.Tensor]:
 
 
 def losses(config: TrainConfig) -> list[float]:
-    return [record["loss"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record]
+    """Of each step; of one that was done again, the last."""
+    return list(
+        {
+            record["step"]: record["loss"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record
+        }.values()
+    )
 
 
 def test_a_resumed_run_ends_bit_identical(
@@ -121,10 +97,7 @@ def test_a_run_killed_anywhere_ends_bit_identical(
         max_steps=8,
         checkpoint={"every_steps": 1, "keep_last": 2},
     )
-    process = multiprocessing.get_context("spawn").Process(
-        target=run_rank, args=(0, 1, str(tmp_path / "rendezvous-torn"), torn, None)
-    )
-    process.start()
+    process = start(run_rank, 0, 1, str(tmp_path / "rendezvous-torn"), torn, None)
     while process.is_alive() and not losses(torn):
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 1))
@@ -219,9 +192,12 @@ def test_a_batch_larger_than_the_dataset_is_refused(make_config: Callable[..., T
 
 
 def test_metrics_tell_the_whole_story(make_config: Callable[..., TrainConfig], process_group: None) -> None:
-    config = make_config(max_steps=3)
+    config = make_config(max_steps=3, checkpoint={"every_steps": 2, "asynchronous": False})
     run_training(config, CPU, after_save=lambda measures: None)
     lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
     kinds = [json.loads(line).get("event", "step") for line in lines]
     assert kinds == ["start", "step", "step", "checkpoint", "step", "checkpoint", "finish"]
+    saves = [json.loads(line) for line in lines if '"checkpoint"' in line]
+    assert [save["step"] for save in saves] == [2, 3]
+    assert all(save["blocked_s"] >= save["total_s"] > 0 for save in saves)  # it was waited for
     assert list((Path(config.run_dir) / "tensorboard").iterdir())

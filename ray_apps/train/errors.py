@@ -1,0 +1,21 @@
+"""Ways in which a run ends that trying again would not mend.
+
+RunError
+└── WouldFailAgain
+    ├── Diverged
+    └── SavesFailed
+"""
+
+from data_prep.errors import RunError
+
+
+class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
+    """Every rank raises it at the same step. Also recorded as the run's last event."""
+
+
+class Diverged(WouldFailAgain):
+    """Loss or gradients are no longer finite."""
+
+
+class SavesFailed(WouldFailAgain):
+    """No checkpoint could be saved, several times in a row or at the end."""

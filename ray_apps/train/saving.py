@@ -1,0 +1,163 @@
+"""What happens between two steps: saves begun and ended, notices of preemption, requests to stop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ray_apps.run_dir import RunDir
+from ray_apps.train.checkpoint import Saver
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.errors import SavesFailed
+from ray_apps.train.metrics import MetricsWriter
+from ray_apps.train.save_policy import SaveCosts, SavePolicy
+from ray_apps.train.state import TrainState
+from ray_apps.train.strategies.base import Strategy
+
+URGENT_MARGIN = 1.25
+"""An urgent save must be expected to be complete in the time left divided by this."""
+STOP_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Some ranks' machines will be taken away at `deadline` (seconds since 1970), if that is known."""
+
+    deadline: float | None
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the loop tells and hears. Both calls are made by every rank at the same steps.
+
+    `after_save` gets the measures of a checkpoint's step once it is complete. `notice` answers the same on every rank.
+    """
+
+    after_save: Callable[[dict[str, Any]], object] = lambda measures: None
+    notice: Callable[[], Notice | None] = lambda: None
+
+
+class Keeper:
+    """Keeps a run's checkpoints. Every rank decides the same: rank 0's clock counts, and one rank can stop all."""
+
+    def __init__(
+        self, config: TrainConfig, strategy: Strategy, metrics: MetricsWriter, outside: Outside, num_steps: int
+    ) -> None:
+        self._settings = config.checkpoint
+        self._policy = SavePolicy(config.checkpoint, num_steps)
+        self._run = RunDir(config.run_dir)
+        self._saver = Saver(self._run, strategy, config.checkpoint)
+        self._metrics = metrics
+        self._outside = outside
+        self._num_steps = num_steps
+        self._group = dist.new_group(backend="gloo")
+        self._costs: SaveCosts | None = None
+        self._measures: dict[str, Any] = {}
+        self._num_failed = 0
+        self._saved_step = -1
+        self._waited_s = 0.0
+        self._saved_at = self._polled_at = self._looked_at = time.monotonic()
+        self._heeded: Notice | None = None
+        self.restart_s = 0.0
+        """From the start of the loop to the end of its first step."""
+        self.outside_s = 0.0
+        """Seconds spent in the calls of `Outside`."""
+
+    def after_step(
+        self, state: TrainState, measures: dict[str, Any], *, stop: bool, eval_loss: float | None = None
+    ) -> bool:
+        """Save if it is time to, and heed what comes from outside; whether the run is to end here.
+
+        Raises:
+            SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
+        """
+        judged = eval_loss is not None and self._settings.keep_best > 0
+        wish = self._agree(
+            save=judged or self._policy.is_due(state.step, time.monotonic() - self._saved_at, self._costs),
+            poll=self._is_first(time.monotonic() - self._polled_at >= self._settings.preemption_poll_s),
+            stop=stop or self._is_first(self._is_asked_to_stop()),
+            busy=self._saver.is_pending and not self._saver.is_done,
+        )
+        if self._saver.is_pending and not wish["busy"]:
+            self._settle()
+        if wish["poll"]:
+            self._heed(state, measures, eval_loss)
+        if wish["save"] or wish["stop"]:
+            self._save(state, measures, eval_loss)
+        if wish["stop"] or state.step == self._num_steps:
+            self.settle()
+        return wish["stop"]
+
+    def settle(self) -> None:
+        """Wait for the save under way."""
+        if self._saver.is_pending:
+            self._settle()
+
+    def _agree(self, *, save: bool, poll: bool, stop: bool, busy: bool) -> dict[str, bool]:
+        """What rank 0 says about `save`; of the others, whether any rank says so."""
+        votes = torch.tensor([self._is_first(save), poll, stop, busy], dtype=torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
+        return dict(zip(("save", "poll", "stop", "busy"), votes.bool().tolist(), strict=True))
+
+    @staticmethod
+    def _is_first(value: bool) -> bool:
+        return value and dist.get_rank() == 0
+
+    def _is_asked_to_stop(self) -> bool:
+        if dist.get_rank() != 0 or time.monotonic() - self._looked_at < STOP_POLL_S:
+            return False
+        self._looked_at = time.monotonic()
+        return self._run.is_asked_to_stop()
+
+    def _heed(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
+        """Answer a new notice with one checkpoint, if it can be complete before the deadline."""
+        self._polled_at = time.monotonic()
+        notice = self._timed(self._outside.notice)
+        if notice is None or notice == self._heeded:
+            return
+        self._heeded = notice
+        expected_s = URGENT_MARGIN * self._costs.total_s if self._costs else 0.0
+        late = notice.deadline is not None and time.time() + expected_s > notice.deadline
+        in_time = not self._agree(save=False, poll=False, stop=self._is_first(late), busy=False)["stop"]
+        left_s = None if notice.deadline is None else notice.deadline - time.time()
+        self._metrics.event("notice", step=state.step, ranks=list(notice.ranks), left_s=left_s, saved=in_time)
+        if in_time:
+            self._save(state, measures, eval_loss)
+            self.settle()
+
+    def _save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
+        if self._saved_step == state.step:
+            return
+        waited = time.monotonic()
+        self.settle()
+        self._saved_at = time.monotonic()
+        self._saved_step, self._measures = state.step, measures
+        self._saver.start(state, eval_loss)
+        self._waited_s = self._saved_at - waited
+        if not self._settings.asynchronous:
+            self.settle()
+
+    def _settle(self) -> None:
+        result = self._saver.result()
+        if result.problem is None:
+            self._num_failed = 0
+            blocked_s = result.blocked_s + self._waited_s
+            self._costs = SaveCosts(blocked_s, result.total_s, self.restart_s)
+            self._metrics.event("checkpoint", step=result.step, blocked_s=blocked_s, total_s=result.total_s)
+            self._timed(lambda: self._outside.after_save({"step": result.step, **self._measures}))
+            return
+        self._num_failed += 1
+        self._metrics.event("save_failed", step=result.step, message=result.problem)
+        if self._num_failed > self._settings.max_failed_saves or result.step == self._num_steps:
+            raise SavesFailed(f"step {result.step}: saving failed, {self._num_failed} in a row: {result.problem}")
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        try:
+            return call()
+        finally:
+            self.outside_s += time.monotonic() - started

@@ -1,0 +1,171 @@
+"""Nodes that come, go and are taken away, on a real cluster of several nodes on this machine."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.launch import train
+from tests import tiny
+from tests.processes import run_ranks
+from tests.ray_apps.train.test_loop import exported, losses
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+
+STEPS = 90
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs; workers go to nodes of one CPU, added by the test."""
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def config(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml", count=200)
+    return TrainConfig.parse(
+        {
+            "model": str(tiny_model_dir),
+            "dataset": str(dataset),
+            "run_dir": str(tmp_path / "run"),
+            "output": str(tmp_path / "model"),
+            "global_batch_size": 8,
+            "max_steps": STEPS,
+            "epochs": 999,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+            "num_workers": [1, 2],
+            "resize_every_s": 2.0,
+            "checkpoint": {"every_steps": 10, "keep_last": 3, "preemption_poll_s": 0},
+        }
+    )
+
+
+def fixed_run(config: TrainConfig, tmp_path: Path) -> TrainConfig:
+    fixed = config.model_copy(
+        update={"run_dir": str(tmp_path / "fixed"), "output": str(tmp_path / "fixed-model"), "num_workers": 1}
+    )
+    run_ranks(fixed, tmp_path / "rendezvous", 1)
+    return fixed
+
+
+class Events:
+    """Does things, each in a thread of its own, when the run has come so far."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Callable[[dict[str, Any]], bool], Callable[[], object]]] = []
+        self.sizes: list[int] = []
+        self.threads: list[threading.Thread] = []
+
+    def when(self, condition: Callable[[dict[str, Any]], bool], action: Callable[[], object]) -> None:
+        self._pending.append((condition, action))
+
+    def watch(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if record.get("event") == "start":
+                self.sizes.append(len(record["pids"]))
+            if self._pending and self._pending[0][0](record):
+                _, action = self._pending.pop(0)
+                self.threads.append(threading.Thread(target=action))
+                self.threads[-1].start()
+
+
+def trained(step: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda record: "loss" in record and record["step"] >= step
+
+
+def test_workers_come_and_go_and_the_batches_stay_the_same(
+    cluster: Cluster, config: TrainConfig, tmp_path: Path
+) -> None:
+    """2 → 1 → 2 workers."""
+    fixed = fixed_run(config, tmp_path)
+    cluster.add_node(num_cpus=1)
+    leaving = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+    events.when(trained(12), lambda: cluster.remove_node(leaving, allow_graceful=False))
+    events.when(trained(25), lambda: cluster.add_node(num_cpus=1))
+    train(config, on_progress=events.watch)
+    assert events.sizes[0] == 2
+    assert 1 in events.sizes
+    assert events.sizes[-1] == 2
+    assert losses(config)[-1] == pytest.approx(losses(fixed)[-1], abs=1e-3)
+    assert losses(config) == pytest.approx(losses(fixed), abs=1e-3)
+    redone = [r["step"] for r in RunDir(config.run_dir).read_metrics() if "loss" in r]
+    assert len(redone) - len(set(redone)) <= 10 * (len(events.sizes) - 1)
+
+
+def test_a_notice_saves_what_the_machine_had_done(cluster: Cluster, config: TrainConfig, tmp_path: Path) -> None:
+    """Notice, one urgent checkpoint, the machine gone after the deadline: nothing but the way back is lost."""
+    config = config.model_copy(
+        update={"max_failures": 3, "checkpoint": config.checkpoint.model_copy(update={"every_steps": 1000})}
+    )
+    cluster.add_node(num_cpus=1)
+    doomed = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+
+    def take_away() -> None:
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int((time.time() + 4) * 1000)
+        client = ray._raylet.GcsClient(address=cluster.address)
+        client.drain_node(doomed.node_id, reason, "spot", deadline_ms)
+        time.sleep(5)
+        cluster.remove_node(doomed, allow_graceful=False)
+
+    events.when(trained(5), take_away)
+    train(config, on_progress=events.watch)
+    records = RunDir(config.run_dir).read_metrics()
+    (notice,) = [record for record in records if record.get("event") == "notice"]
+    assert notice["saved"]
+    assert len(notice["ranks"]) == 1
+    starts = [record["step"] for record in records if record.get("event") == "start"]
+    assert starts[0] == 0
+    assert starts[-1] == notice["step"]
+    assert events.sizes == [2, *[1] * (len(starts) - 1)]
+
+
+def test_sigterm_saves_first(cluster: Cluster, config: TrainConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 1000})})
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+    events.when(trained(5), lambda: os.kill(os.getpid(), 15))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_progress=events.watch)
+    run = RunDir(config.run_dir)
+    stopped = run.read_metrics()[-1]
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert stopped["event"] == "stopped"
+    assert latest.step == stopped["step"] < STEPS
+    train(config)
+    assert len(losses(config)) == STEPS
+    whole = fixed_run(config, tmp_path)
+    ours, theirs = exported(config), exported(whole)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)

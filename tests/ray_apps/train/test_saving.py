@@ -1,0 +1,149 @@
+"""What the loop does between two steps: notices, requests to stop, saves beside the training."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.loop import run_training
+from ray_apps.train.saving import Notice
+from tests.processes import CPU, run_ranks
+from tests.ray_apps.train.test_loop import exported, losses
+
+
+def events(config: TrainConfig, name: str) -> list[dict[str, Any]]:
+    return [record for record in RunDir(config.run_dir).read_metrics() if record.get("event") == name]
+
+
+def test_saving_beside_the_training_changes_nothing(
+    make_config: Callable[..., TrainConfig], process_group: None, tmp_path: Path
+) -> None:
+    weights = []
+    for asynchronous in (True, False):
+        config = make_config(
+            max_steps=6,
+            run_dir=str(tmp_path / f"run-{asynchronous}"),
+            output=str(tmp_path / f"model-{asynchronous}"),
+            checkpoint={"every_steps": 1, "asynchronous": asynchronous, "keep_last": 9},
+        )
+        run_training(config, CPU)
+        assert [record["step"] for record in events(config, "checkpoint")] == [1, 2, 3, 4, 5, 6]
+        checkpoints = RunDir(config.run_dir).complete_checkpoints()
+        assert [checkpoint.damage() for checkpoint in checkpoints] == [None] * 6
+        for newer in checkpoints[:3]:
+            newer.folder.remove()
+        weights.append(exported(config))  # of step 3: what was copied is not what training went on with
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_notice_is_answered_with_one_checkpoint(make_config: Callable[..., TrainConfig], process_group: None) -> None:
+    config = make_config(max_steps=8, checkpoint={"every_steps": 100, "preemption_poll_s": 0})
+    polls = 0
+
+    def notice() -> Notice | None:
+        nonlocal polls
+        polls += 1
+        return Notice(time.time() // 3600 * 3600 + 7200, (0,)) if polls >= 3 else None
+
+    run_training(config, CPU, notice=notice)
+    assert polls == 8
+    assert [record["step"] for record in events(config, "checkpoint")] == [3, 8]
+    (heeded,) = events(config, "notice")
+    assert (heeded["step"], heeded["ranks"], heeded["saved"]) == (3, [0], True)
+    assert len(losses(config)) == 8  # training went on
+
+
+def test_a_deadline_that_cannot_be_met_leaves_the_last_checkpoint(
+    make_config: Callable[..., TrainConfig], process_group: None
+) -> None:
+    config = make_config(max_steps=6, checkpoint={"every_steps": 2, "preemption_poll_s": 0})
+    deadline = time.time() - 1
+    run_training(config, CPU, notice=lambda: Notice(deadline, (0,)))
+    assert [record["step"] for record in events(config, "checkpoint")] == [2, 4, 6]
+    assert [record["saved"] for record in events(config, "notice")] == [False]
+
+
+@pytest.mark.parametrize("asked_by", ["signal", "run directory"])
+def test_a_run_that_is_asked_to_stop_saves_and_ends(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    asked_by: str,
+) -> None:
+    monkeypatch.setattr("ray_apps.train.saving.STOP_POLL_S", 0.0)
+    config = make_config(max_steps=6, checkpoint={"every_steps": 100, "preemption_poll_s": 0})
+    run, polls = RunDir(config.run_dir), 0
+
+    def ask() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 3:
+            os.kill(os.getpid(), signal.SIGTERM) if asked_by == "signal" else run.ask_to_stop()
+
+    run_training(config, CPU, notice=ask)
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    stopped_at = 3 if asked_by == "signal" else 4
+    assert latest.step in (stopped_at, stopped_at + 1)
+    assert run.read_metrics()[-1]["event"] == "stopped"
+    run.forget_to_stop()
+    run_training(config, CPU)
+    whole = make_config(max_steps=6, run_dir=str(tmp_path / "whole"), output=str(tmp_path / "whole-model"))
+    run_training(whole, CPU)
+    ours, theirs = exported(config), exported(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_best_checkpoint_stays_and_can_be_exported(
+    make_config: Callable[..., TrainConfig], process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", lambda *arguments: next(curve))
+    config = make_config(
+        max_steps=6, eval_every_steps=2, checkpoint={"every_steps": 100, "keep_last": 1, "keep_best": 1}
+    )
+    run_training(config, CPU)
+    run = RunDir(config.run_dir)
+    assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [6, 4]
+    last = exported(config)
+    best = exported(config.model_copy(update={"export": "best"}))
+    assert any(not torch.equal(last[name], best[name]) for name in last)
+
+
+def test_a_checkpoint_with_a_changed_byte_is_passed_over(
+    make_config: Callable[..., TrainConfig], process_group: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(max_steps=6)
+    run_training(config, CPU)
+    newest = RunDir(config.run_dir).latest_checkpoint()
+    assert newest is not None
+    name = max(newest.files, key=lambda file: newest.files[file]["bytes"])
+    shard = Path(newest.folder.path) / name
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    whole = losses(config)
+    run_training(config, CPU)
+    assert f"is damaged ({name} has another SHA-256" in caplog.text
+    assert [record["step"] for record in events(config, "start")] == [0, 4]
+    assert losses(config) == whole
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_shares_a_batch_out(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Four rows over three ranks: one rank computes two, and the others take part in both passes."""
+    one = make_config(run_dir=str(tmp_path / "one"), max_steps=3)
+    run_ranks(one, tmp_path / "rendezvous-one", 1)
+    three = make_config(run_dir=str(tmp_path / "three"), max_steps=3, num_workers=[1, 3])
+    run_ranks(three, tmp_path / "rendezvous-three", 3)
+    assert losses(three) == pytest.approx(losses(one), rel=1e-4)
+    tokens = [[r["tokens"] for r in RunDir(c.run_dir).read_metrics() if "loss" in r] for c in (one, three)]
+    assert tokens[0] == tokens[1]
