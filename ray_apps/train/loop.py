@@ -33,6 +33,7 @@ from ray_apps.train.saving import Keeper, Notice, Outside
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.fsdp import FsdpStrategy
+from ray_apps.train.watchdog import Watchdog
 
 
 def count_steps(num_rows: int, config: TrainConfig) -> int:
@@ -118,6 +119,7 @@ def run_training(
     order = RowOrder(len(rows), config.global_batch_size, config.seed)
     num_steps = count_steps(len(rows), config)
 
+    watchdog = Watchdog(run, config.hang_timeout_s)
     started = time.monotonic()
     strategy = build_strategy(config, device)
     built = time.monotonic()
@@ -144,9 +146,11 @@ def run_training(
             keeper.restart_s = keeper.restart_s or time.monotonic() - started
             eval_loss = _eval_loss(config, strategy, held_out, state.step, num_steps)
             metrics.held_out(state.step, eval_loss)
+            watchdog.progress(state.step)
             if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
                 ended = STOPPED
                 break
+    watchdog.stop()
     metrics.event(ended, step=state.step, outside_s=keeper.outside_s, elapsed_s=time.monotonic() - started)
     metrics.close()
 

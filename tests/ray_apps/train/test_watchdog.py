@@ -1,0 +1,78 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ray_apps.run_dir import RunDir
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.watchdog import EXIT_CODE, Beat, Seen, describe_hanging, find_hanging
+from tests.processes import CPU, group, start
+
+WAITING = Beat(9, 4, "distributed_c10d.py:1 all_reduce", waits=True, place="process 1 on a")
+BUSY = Beat(9, 4, "loop.py:7 oversleep", waits=False, place="process 2 on b")
+
+
+def test_a_silent_rank_is_named_before_a_busy_one() -> None:
+    seen = {0: Seen(BUSY, 1.0), 1: Seen(WAITING, 60.0), 2: Seen(WAITING, 1.0)}
+    assert find_hanging(seen, silent_s=15) == {1: "no sign of life for 60 s"}
+
+
+def test_a_rank_that_does_not_wait_for_others_is_named() -> None:
+    seen = {0: Seen(WAITING, 1.0), 1: Seen(BUSY, 1.0)}
+    assert describe_hanging(seen, silent_s=15) == (
+        "rank 1 (process 2 on b) hangs after step 4: stuck at loop.py:7 oversleep"
+    )
+
+
+def test_ranks_that_all_wait_are_told_with_their_places() -> None:
+    message = describe_hanging({0: Seen(WAITING, 1.0), 1: Seen(WAITING, 1.0)}, silent_s=15)
+    assert message.startswith("all ranks wait for each other: 0 at distributed_c10d.py:1 all_reduce, 1 at")
+
+
+def hang_at_step(rank: int, rendezvous: str, config: TrainConfig, step: int, frozen: bool, hanging_rank: int) -> None:
+    """Train on two ranks; one of them hangs after `step`: its whole process is frozen, or it oversleeps."""
+    from ray_apps.train.loop import run_training
+    from ray_apps.train.saving import Keeper
+
+    after_step = Keeper.after_step
+
+    def oversleep(self: Keeper, state: object, *arguments: object, **options: object) -> bool:
+        if state.step == step and rank == hanging_rank:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGSTOP) if frozen else time.sleep(60)
+        return after_step(self, state, *arguments, **options)  # type: ignore[arg-type]
+
+    Keeper.after_step = oversleep  # type: ignore[method-assign, assignment]
+    with group(rank, 2, rendezvous):
+        run_training(config, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("frozen", "hanging_rank", "expected"),
+    [
+        (True, 1, r"rank 1 \(process \d+ on .*\) hangs after step \d+: no sign of life for \d+ s"),
+        (False, 1, r"rank 1 \(process \d+ on .*\) hangs after step 3: stuck at \S+ oversleep"),
+        (True, 0, r"rank 0 .*hangs"),
+    ],
+    ids=["frozen", "oversleeping", "rank 0 frozen"],
+)
+def test_a_rank_that_hangs_is_named_and_not_waited_for(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, frozen: bool, hanging_rank: int, expected: str
+) -> None:
+    import re
+
+    config = make_config(max_steps=8, num_workers=2, hang_timeout_s=4.0)
+    ranks = [
+        start(hang_at_step, rank, str(tmp_path / "rendezvous"), config, 3, frozen, hanging_rank) for rank in (0, 1)
+    ]
+    ranks[1 - hanging_rank].join(60)
+    assert ranks[1 - hanging_rank].exitcode == EXIT_CODE
+    ranks[hanging_rank].kill()
+    ranks[hanging_rank].join()
+    records = RunDir(config.run_dir).read_metrics()
+    (hang,) = [record for record in records if record.get("event") == "hang"]
+    assert re.search(expected, hang["message"])
+    assert [record for record in records if record.get("event") == "lag"]
