@@ -128,8 +128,7 @@ class _FsdpStep:
             {
                 **self._state(self._gradients(done)),
                 "gathered weights": self._gathered(1 + (self._ahead if left > 1 else 0) if self.reshards else left),
-                "whole gradients": self._output_gradient()
-                + (FP32_BYTES * self.anatomy.layer_trainable if done else 0),
+                "whole gradients": self._output_gradient() + (FP32_BYTES * self.anatomy.layer_trainable if done else 0),
                 "kept activations": self._kept(left - 1),
                 "working set": self.anatomy.layer.peak_bytes,
             },

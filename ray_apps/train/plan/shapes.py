@@ -30,9 +30,7 @@ WELL_KNOWN = {
     "huggyllama/llama-65b": _llama(8192, 22016, 80, 64, max_position_embeddings=2048),
     "meta-llama/Llama-2-7b-hf": _llama(4096, 11008, 32, 32, max_position_embeddings=4096),
     "meta-llama/Llama-2-13b-hf": _llama(5120, 13824, 40, 40, max_position_embeddings=4096),
-    "meta-llama/Llama-2-70b-hf": _llama(
-        8192, 28672, 80, 64, num_key_value_heads=8, max_position_embeddings=4096
-    ),
+    "meta-llama/Llama-2-70b-hf": _llama(8192, 28672, 80, 64, num_key_value_heads=8, max_position_embeddings=4096),
     "meta-llama/Llama-3.1-8B": _llama(
         4096,
         14336,

@@ -76,13 +76,13 @@ class Anatomy:
     num_layers: int
     layer_parameters: int
     layer_trainable: int
-    layer_linear: int
-    """Weights of a layer's own linear layers, adapters not counted."""
     root_parameters: int
     root_trainable: int
     output_trainable: int
     """Trainable weights of the output layer, whether or not it is the input embedding too."""
     output_parameters: int
+    attention_width: int
+    """Heads × size of a head."""
     input_bytes: int
     """The input of a layer: `[1, tokens, hidden]` in the compute type."""
     positions_bytes: int
@@ -108,8 +108,7 @@ def dissect(model_config: PreTrainedConfig, config: TrainConfig, tokens: int) ->
     Raises:
         ConfigError: `lora` names a layer that the model lacks.
     """
-    model = _one_layer(model_config)
-    linear = sum(module.weight.numel() for module in _layer(model).modules() if isinstance(module, nn.Linear))
+    model = one_layer_model(model_config)
     if config.lora is not None:
         check_targets(model, config.lora)
         add_lora(model, config.lora)
@@ -123,11 +122,11 @@ def dissect(model_config: PreTrainedConfig, config: TrainConfig, tokens: int) ->
             num_layers=model_config.get_text_config().num_hidden_layers,
             layer_parameters=_total(layer),
             layer_trainable=_total(layer, trainable=True),
-            layer_linear=linear,
             root_parameters=_total(model) - _total(layer),
             root_trainable=_total(model, trainable=True) - _total(layer, trainable=True),
             output_trainable=_num(output) if output.requires_grad else 0,
             output_parameters=_num(output),
+            attention_width=attention_width(model_config),
             input_bytes=_num_bytes(runs.hidden),
             positions_bytes=sum(map(_num_bytes, (*runs.rotations, *runs.batch))),
             layer=runs.layer(),
@@ -135,7 +134,8 @@ def dissect(model_config: PreTrainedConfig, config: TrainConfig, tokens: int) ->
         )
 
 
-def _one_layer(model_config: PreTrainedConfig) -> Any:
+def one_layer_model(model_config: PreTrainedConfig) -> Any:
+    """The model on the `meta` device, where tensors have no memory, with one decoder layer only: all are alike."""
     settings = copy.deepcopy(model_config)
     text: Any = settings.get_text_config()
     text.num_hidden_layers = 1
@@ -144,6 +144,13 @@ def _one_layer(model_config: PreTrainedConfig) -> Any:
     attention = choose_attention("sdpa", torch.device("cpu"))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False)
+
+
+def attention_width(model_config: PreTrainedConfig) -> int:
+    """Heads × size of a head."""
+    text: Any = model_config.get_text_config()
+    head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return head_dim * int(text.num_attention_heads)
 
 
 def _layer(model: PreTrainedModel) -> nn.Module:
