@@ -1,10 +1,13 @@
 """Train a small random Llama for two steps and print the most bytes that tensors took: a process of its own.
 
-`python -m tests.ray_apps.train.plan.measure_peak CASE RENDEZVOUS RANK`; CASE is JSON: `shape` (a Llama config), `tokens` of
-a row, and fields of the `train` section.
+`python -m tests.ray_apps.train.plan.measure_peak CASE RENDEZVOUS`; CASE is JSON: `shape` (a Llama config), `tokens` of a
+row, and fields of the `train` section.
 
 PyTorch's profiler records each allocation and release of its CPU allocator with the time and the size. Their running sum
 is exact: no pages, no fragments, no other process. What is there when a step begins is part of it.
+
+More workers than one are PyTorch's fake process group, of which this process is the first rank: it has the tensors that
+it would have with others, and collectives move nothing. Gloo would add copies of its own that NCCL does not make.
 """
 
 import json
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ray_apps.train.attention import choose_attention
@@ -61,11 +65,18 @@ def peak_bytes(profiler: profile) -> int:
     return peak
 
 
-def main(case: dict[str, Any], rendezvous: str, rank: int) -> None:
-    """Measure as one rank of `train.num_workers`."""
+def join_group(world_size: int, rendezvous: str) -> None:
+    """Become the first of `world_size` ranks."""
+    if world_size == 1:
+        dist.init_process_group("gloo", init_method=Path(rendezvous).as_uri(), rank=0, world_size=1)
+    else:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+
+
+def main(case: dict[str, Any], rendezvous: str) -> None:
+    """Measure and print."""
     torch.set_num_threads(1)
-    world_size = case["train"].get("num_workers", 1)
-    dist.init_process_group("gloo", init_method=Path(rendezvous).as_uri(), rank=rank, world_size=world_size)
+    join_group(case["train"].get("num_workers", 1), rendezvous)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train_two_steps(case)
     print(json.dumps({"peak_bytes": peak_bytes(profiler)}))
@@ -73,4 +84,4 @@ def main(case: dict[str, Any], rendezvous: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(json.loads(sys.argv[1]), sys.argv[2])
