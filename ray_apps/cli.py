@@ -154,7 +154,8 @@ def plan(
 ) -> None:
     """Say what RECIPE's run will take: memory, steps, time, cost; and memory to serve the model.
 
-    Needs no GPU and no weights, only the model's config. Example: vicuna train plan vicuna_7b --gpu a800-80g --num-gpus 2
+    Needs no GPU and no weights, only the model's config. Example:
+    vicuna train plan vicuna_7b --gpu a800-80g --num-gpus 2 --price 2
     """
     from ray_apps.recipe import load_recipe, train_section
 

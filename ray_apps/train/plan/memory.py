@@ -5,7 +5,8 @@ fp32 weights, gradients and AdamW's two moments (16 bytes a weight over all). Ar
 
 - its weights whole, in the compute type; with more than one worker the next layer's too, gathered ahead;
 - in the backward pass its whole gradients, then an fp32 copy that is reduced and lives until the next layer's;
-- what all layers that are still to be gone back through keep, with checkpoints their inputs, and what the one at work makes.
+- what the layers that are still to be gone back through keep, with checkpoints their inputs;
+- what the layer at work makes, or the loss.
 
 The root (embedding, last norm, output layer) stays whole from the forward pass until the end of the backward pass.
 """

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedConfig
+
 from data_prep.errors import ConfigError, DataError
 from data_prep.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ray_apps.train.config import TrainConfig
@@ -61,7 +64,8 @@ def find_rows(config: TrainConfig, context_length: int | None, num_rows: int | N
         return _rows_of(read_manifest(config.dataset), num_rows, config.dataset)
     if context_length is None:
         raise ConfigError(
-            f"train.dataset: {config.dataset!r} is not there yet, and the recipe has no data.context_length to plan with"
+            f"train.dataset: {config.dataset!r} is not there yet, and the recipe has no section 'data' to take "
+            "data.context_length from"
         )
     return Rows(context_length, num_rows, context_length, "the recipe: rows as full as they can be")
 
@@ -71,6 +75,11 @@ def _rows_of(manifest: Manifest, num_rows: int | None, dataset: str) -> Rows:
     if train.rows == 0:
         raise DataError(f"train.dataset: {dataset!r} has no rows")
     return Rows(manifest.context_length, num_rows or train.rows, train.tokens / train.rows, f"the dataset {dataset}")
+
+
+def _stored_bytes(model_config: PreTrainedConfig) -> int:
+    """Bytes of one weight in the model's files; fp32 where its config does not say."""
+    return model_config.dtype.itemsize if isinstance(model_config.dtype, torch.dtype) else 4
 
 
 def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price: float | None = None) -> Plan:
@@ -86,7 +95,6 @@ def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price:
     gpu = find_gpu(gpu_name)
     model_config, source = find_model_config(config.model)
     anatomy = dissect(model_config, config, config.micro_batch_size * rows.context_length)
-    stored_bytes = model_config.dtype.itemsize if model_config.dtype else 4
     duration = step_duration(anatomy, config, gpu, rows.tokens, mfu)
     num_steps = config.max_steps if rows.num_rows is None else count_steps(rows.num_rows, config)
     total_s = None if num_steps is None else num_steps * duration.step_s
@@ -99,7 +107,7 @@ def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price:
         gpu_memory_bytes=gpu.memory_bytes,
         rows=rows,
         anatomy=anatomy,
-        memory=training_memory(anatomy, config, stored_bytes),
+        memory=training_memory(anatomy, config, _stored_bytes(model_config)),
         duration=duration,
         mfu=mfu,
         num_steps=num_steps,

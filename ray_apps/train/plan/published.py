@@ -1,12 +1,13 @@
 """The published Vicuna-7B run beside what is planned for the same settings here, and why they differ.
 
-The published trainer wraps LLaMA-7B in FSDP1 through transformers' `Trainer`. Only what its GPUs had *reserved* is known.
-Each term of the difference is arithmetic; none is fitted, and what is left over is said.
+The published trainer wraps LLaMA-7B in FSDP1 through transformers' `Trainer`. All that is known of its memory is what
+the allocator had *reserved*. Each term of the difference is arithmetic; none is fitted, and what is left over is said.
 """
 
 from dataclasses import dataclass
 
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.objective import CHUNK_TOKENS
 from ray_apps.train.plan.duration import DEFAULT_MFU
 from ray_apps.train.plan.memory import FP32_BYTES
 from ray_apps.train.plan.plan import Plan, Rows, make_plan
@@ -72,24 +73,24 @@ def _terms(plan: Plan) -> list[Term]:
     return [
         Term(f"planned here: live tensors at the peak, {plan.memory.peak.name}", ours / MIB),
         Term(
-            "AdamW over lists of tensors, the default there, makes one more fp32 tensor of each weight's size in the step "
-            f"(torch.optim: about sizeof(params)): 4 bytes × {trainable:,} / 2. Ours is fused and makes none",
+            "AdamW over lists of tensors, PyTorch's default, makes one more fp32 tensor of each weight's size while it "
+            f"steps (torch.optim: ~ sizeof(params)): 4 bytes × {trainable:,} / 2. The fused one here makes none",
             FP32_BYTES * trainable / plan.num_gpus / MIB,
         ),
         Term(
-            f"whole logits, {ROWS.context_length:,} × {vocabulary:,}, in bf16, in fp32, shifted, as log-softmax and as its "
-            "gradient: 18 bytes each. Ours makes them 512 tokens at a time",
+            f"whole logits, {ROWS.context_length:,} × {vocabulary:,}, in bf16, in fp32, shifted, as log-softmax and as "
+            f"its gradient: {LOGITS_BYTES_PER_VALUE} bytes each. Here they are made {CHUNK_TOKENS} tokens at a time",
             logits / MIB,
         ),
     ]
 
 
 REMARKS = (
-    "The published figure is reserved memory. PyTorch's allocator keeps the blocks of the backward pass while the optimiser "
-    "steps, so terms that never live at the same time add up in it; a plan counts what lives at one time.",
-    "What is left over is fragments of blocks, FSDP1's flat weights, gathered two layers ahead, and whatever else that trainer "
-    "held: it was not measured there in parts, and no factor is put in for it.",
-    "Its rows are padded to 2,048 tokens, and the time is of padded tokens; packed rows hold real ones.",
+    "The published figure is reserved memory: PyTorch's allocator keeps the blocks of the backward pass while the "
+    "optimiser steps, so that what never lives at the same time adds up in it. The plan is what lives at one time.",
+    "That trainer's optimiser and logits follow from how its libraries work; its memory was published as one number. "
+    "What is left over may be fragments of blocks and FSDP1's flat weights and gradients; no factor is put in for it.",
+    "Its time is of rows padded to 2,048 tokens, as is the plan's beside it; rows packed here hold real tokens.",
 )
 
 

@@ -78,14 +78,15 @@ def _say(text: str) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    _say(f"\n[bold]{title}[/bold]")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", style="" if index else None)
     return table
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = _table(f"\nMemory of a GPU at its peak: {plan.memory.peak.name}", "", "MiB")
+    table = _table(f"Memory of a GPU at its peak: {plan.memory.peak.name}", "", "MiB")
     for part, size in plan.memory.peak.parts.items():
         table.add_row(part, f"{size / MIB:,.0f}")
     table.add_row("[bold]together", f"[bold]{plan.memory.peak.total_bytes / MIB:,.0f}")
@@ -103,7 +104,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def _show_host(plan: Plan) -> None:
-    table = _table(f"\nHost memory, {plan.num_gpus} workers together", "", "GiB")
+    table = _table(f"Host memory, {plan.num_gpus} workers together", "", "GiB")
     for part, size in plan.memory.host_parts.items():
         table.add_row(part, f"{size * plan.num_gpus / GIB:,.1f}")
     console.print(table)
@@ -111,11 +112,14 @@ def _show_host(plan: Plan) -> None:
 
 def _show_time(plan: Plan) -> None:
     duration, rows = plan.duration, plan.rows
+    _say("\n[bold]Time[/bold]")
     _say(
-        f"\n[bold]Time[/bold]: {duration.step_s:.2f} s a step at {plan.mfu:.0%} of the peak (--mfu); {rows.source}. "
-        f"Computing {duration.compute_s:.2f} s, {duration.flops_per_token / 1e9:.1f} GFLOP a token; beside it traffic "
-        f"between the GPUs of one machine {duration.traffic_s:.2f} s. Left out: AdamW, loading, saving"
-        f"{', and moving weights and gradients to host memory and back' if 'always: AdamW moments' in plan.memory.host_parts else ''}."
+        f"{duration.step_s:.2f} s a step, {rows.tokens:,.0f} tokens a row ({rows.source}): computing "
+        f"{duration.compute_s:.2f} s at {plan.mfu:.0%} of the peak (--mfu), {duration.flops_per_token / 1e9:.1f} GFLOP "
+        f"a token; beside it {duration.traffic_s:.2f} s of traffic between the GPUs of one machine."
+    )
+    _say(
+        "Not counted: AdamW, loading, saving, traffic between machines, moving what `cpu_offload` keeps in host memory."
     )
     if plan.num_steps is None or plan.total_s is None:
         _say("Steps and cost need to know the rows: make the dataset with `vicuna prep`, or give --rows.")
@@ -127,7 +131,7 @@ def _show_time(plan: Plan) -> None:
 def _serving_table(plan: Plan) -> Table:
     serving = plan.serving
     with_cache = f"with the cache of {serving.context_length:,} tokens"
-    table = _table("\nMemory to serve it, GB (10^9 bytes)", "", "weights", with_cache)
+    table = _table("Memory to serve it, GB (10^9 bytes)", "", "weights", with_cache)
     for precision, size in serving.weights_bytes.items():
         table.add_row(precision, f"{size / GB:.2f}", f"{(size + serving.cache_bytes) / GB:.2f}")
     return table
@@ -136,7 +140,7 @@ def _serving_table(plan: Plan) -> Table:
 def _show_published(comparison: Comparison, figures: list[ServingFigure]) -> None:
     plan = comparison.plan
     table = _table(
-        "\nThe published run: LLaMA-7B, 2 × A800-80G, micro-batch 1, accumulation 8", "", "published", "planned"
+        "The published run: LLaMA-7B, 2 × A800-80G, micro-batch 1, accumulation 8", "", "published", "planned"
     )
     table.add_row(
         "memory of a GPU, MiB",
@@ -156,7 +160,7 @@ def _show_published(comparison: Comparison, figures: list[ServingFigure]) -> Non
 
 
 def _published_serving_table(figures: list[ServingFigure]) -> Table:
-    table = _table("\nPublished for serving, GB", "", "published", "weights", "with 2,048 tokens")
+    table = _table("Published for serving, GB", "", "published", "weights", "with 2,048 tokens")
     for figure in figures:
         whole = figure.weights_bytes + figure.cache_bytes
         table.add_row(figure.words, str(figure.published_gb), f"{figure.weights_bytes / GB:.1f}", f"{whole / GB:.1f}")

@@ -1,8 +1,12 @@
 """How many bytes one decoder layer and the loss hold, found by running them on tensors without data.
 
-The training code itself runs, one layer of it, forwards and backwards, on fake tensors: they have shape, type and device
-but no memory, so a layer of a 70B model takes a fraction of a second. A dispatch mode sees each tensor come and go.
+The training code itself runs, one layer of it, forwards and backwards, on fake tensors (meta tensors that know which
+device they stand for): a layer of a 70B model takes a fraction of a second. A dispatch mode sees each come and go.
 Nothing about the layer's algebra is assumed here, and a layer with other norms, heads or adapters is counted as it is.
+
+What a Llama layer keeps without checkpoints, for each token: the input of either norm in fp32 (hidden), normed, and
+times its weight; rotated queries, keys and values; attention's output, its log-sum-exp (heads, fp32), the output
+once more in the order that the output projection takes; gate, up, SiLU of gate, and their product (intermediate).
 
 Not seen: memory that a kernel takes and gives back within one operator.
 """
@@ -33,7 +37,7 @@ class Tally(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
@@ -61,8 +65,8 @@ class Tally(TorchDispatchMode):
 class Footprint:
     """Bytes of one part of the model, its weights not counted.
 
-    `kept_bytes`: what the forward pass leaves for the backward pass: with the part's input if it is needed again, without
-    its output. `peak_bytes`: the most at any time of both passes, with the gradients of the part's weights.
+    `kept_bytes`: what the forward pass leaves for the backward pass: with the part's input if that is needed again,
+    without its output. `peak_bytes`: the most at any time of both passes, with the gradients of the part's weights.
     """
 
     kept_bytes: int
@@ -187,8 +191,8 @@ def _num_bytes(tensor: torch.Tensor) -> int:
 class _Runs:
     """One micro-batch of fake tensors, and what it runs through."""
 
-    def __init__(self, model: PreTrainedModel, tokens: int) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any, tokens: int) -> None:
+        self.model = model
         weight = model.get_output_embeddings().weight
         self.hidden = torch.empty(1, tokens, weight.shape[1], dtype=weight.dtype, requires_grad=True)
         self.position_ids = torch.arange(tokens)[None]
@@ -212,7 +216,7 @@ class _Runs:
         """The last norm, the output layer and the loss."""
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            normed = self.model.base_model.norm(hidden)
+            normed: torch.Tensor = self.model.base_model.norm(hidden)
             return chunked_loss(normed[0], self.model.lm_head, self.targets, self.weights, self.trained)
 
         return self._run(forward)

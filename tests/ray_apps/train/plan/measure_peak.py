@@ -1,10 +1,10 @@
 """Train a small random Llama for two steps and print the most bytes that tensors took: a process of its own.
 
-`python -m tests.ray_apps.train.plan.measure_peak CASE RENDEZVOUS`; CASE is JSON: `shape` (a Llama config), `tokens` of a
-row, and fields of the `train` section.
+`python -m tests.ray_apps.train.plan.measure_peak CASE RENDEZVOUS`; CASE is JSON: `shape` (a Llama config), `tokens` of
+a row, and fields of the `train` section.
 
-PyTorch's profiler records each allocation and release of its CPU allocator with the time and the size. Their running sum
-is exact: no pages, no fragments, no other process. What is there when a step begins is part of it.
+PyTorch's profiler records each allocation and release of its CPU allocator with the time and the size. Their running
+sum is exact: no pages, no fragments, no other process. What is there when a step begins is part of it.
 
 More workers than one are PyTorch's fake process group, of which this process is the first rank: it has the tensors that
 it would have with others, and collectives move nothing. Gloo would add copies of its own that NCCL does not make.
@@ -54,7 +54,8 @@ def train_two_steps(case: dict[str, Any]) -> None:
 
 def peak_bytes(profiler: profile) -> int:
     """The most bytes alive at any time of the training."""
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
     events = profiler.profiler.kineto_results.events()
     begin = next(event.start_ns() for event in events if event.name() == TRAINING)
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

@@ -29,10 +29,9 @@ LORA = {"r": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "bf16": (WIDE, 512, {}),
     "fp32, no accumulation": (GROUPED, 1024, {"precision": "fp32", "global_batch_size": 1}),
-    "no checkpoints": (WIDE, 512, {"activation_checkpointing": False}),
     "not resharded, tied": (TIED, 512, {"fsdp": {"reshard_after_forward": False}, "global_batch_size": 1}),
     "lora": (WIDE, 1024, {"lora": LORA}),
-    "two workers": (WIDE, 512, {"num_workers": 2, "global_batch_size": 4}),
+    "two workers": ({**WIDE, "vocab_size": 2048}, 1024, {"num_workers": 2, "global_batch_size": 4}),
     "four workers, fp32, no checkpoints": (
         {**GROUPED, "num_hidden_layers": 6},
         512,
