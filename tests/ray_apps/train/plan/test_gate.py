@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[4]
 WIDE = {
     "hidden_size": 512,
     "intermediate_size": 1408,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
     "vocab_size": 8192,
 }
-GROUPED = {**WIDE, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2}
+GROUPED = {**WIDE, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2}
 TIED = {**GROUPED, "vocab_size": 16384, "num_hidden_layers": 4, "tie_word_embeddings": True}
 LORA = {"r": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "lora": (WIDE, 1024, {"lora": LORA}),
     "two workers": ({**WIDE, "vocab_size": 2048}, 1024, {"num_workers": 2, "global_batch_size": 4}),
     "four workers, fp32, no checkpoints": (
-        {**GROUPED, "num_hidden_layers": 6},
+        GROUPED,
         512,
         {"num_workers": 4, "global_batch_size": 4, "precision": "fp32", "activation_checkpointing": False},
     ),
