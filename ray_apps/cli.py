@@ -58,6 +58,9 @@ def demo(fresh: bool, overrides: tuple[str, ...]) -> None:
 class _RecipeGroup(click.Group):
     """A group whose first word is a recipe unless it is the name of a command."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["make"])
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -103,11 +106,23 @@ def inspect(dataset: Path, row: int | None, identifier: str | None) -> None:
     inspect_dataset(dataset, row, identifier)
 
 
-@vicuna.command()
+@vicuna.group(
+    cls=_RecipeGroup,
+    context_settings={"ignore_unknown_options": True},
+    subcommand_metavar="RECIPE [section.key=value]... | plan RECIPE --gpu GPU",
+)
+def train() -> None:
+    """Fine-tune as RECIPE says, or resume; then export the model.
+
+    With --fresh, start over. `vicuna train plan RECIPE --gpu GPU` says what that will take, without a GPU.
+    """
+
+
+@train.command("make", hidden=True)
 @click.argument("recipe")
 @FRESH
 @OVERRIDES
-def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
+def fine_tune(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
     """Fine-tune as RECIPE says, or resume; then export the model."""
     from ray_apps.recipe import load_recipe, train_section
 
@@ -116,6 +131,45 @@ def train(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
 
     train_stage(config, fresh=fresh)
     export_stage(config, fresh=fresh)
+
+
+@train.command()
+@click.argument("recipe")
+@click.option("--gpu", required=True, help="a100-80g, a800-80g, h100-80g, l4, rtx4090, …; a wrong one lists all.")
+@click.option("--num-gpus", type=click.IntRange(min=1), help="Instead of the recipe's train.num_workers.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars per GPU and hour.")
+@click.option("--rows", type=click.IntRange(min=1), help="Rows of the dataset, where it is not made yet.")
+@click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), help="Share of the GPU's peak that is reached; 0.4.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@OVERRIDES
+def plan(
+    recipe: str,
+    gpu: str,
+    num_gpus: int | None,
+    price: float | None,
+    rows: int | None,
+    mfu: float | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say what RECIPE's run will take: memory, steps, time, cost; and memory to serve the model.
+
+    Needs no GPU and no weights, only the model's config. Example:
+    vicuna train plan vicuna_7b --gpu a800-80g --num-gpus 2 --price 2
+    """
+    from ray_apps.recipe import load_recipe, train_section
+
+    if num_gpus is not None:
+        overrides = (*overrides, f"train.num_workers={num_gpus}")
+    loaded = load_recipe(recipe, overrides)
+    config = train_section(loaded, recipe)
+    from ray_apps.train.plan.gpus import find_gpu
+
+    find_gpu(gpu)
+    from ray_apps.train.plan.report import report_plan
+
+    context_length = loaded.data.context_length if loaded.data else None
+    report_plan(config, gpu, context_length, num_rows=rows, mfu=mfu, price=price, as_json=as_json)
 
 
 @vicuna.command()

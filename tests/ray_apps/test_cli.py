@@ -252,6 +252,23 @@ def test_a_dataset_of_another_version_is_refused(mistake: Mistake) -> None:
     assert line.startswith("train.dataset: 'dataset' has rows of version 999")
 
 
+def test_a_plan_needs_no_weights_and_no_dataset(
+    vicuna: Callable[..., int], mistake: Mistake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in Path("model").glob("*.safetensors"):
+        path.unlink()
+    shutil.rmtree("dataset")
+    arguments = ["train", "plan", "recipe.yaml", "--num-gpus", "2", "train.global_batch_size=8"]
+    assert vicuna(*arguments, "--gpu", "l4", "--rows", "80", "--price", "1", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["num_gpus"], planned["num_steps"], planned["fits"]) == (2, 30, True)
+    assert planned["config_source"] == "model/config.json"
+    (line,) = mistake(*arguments, "--gpu", "l5")
+    assert line.startswith("--gpu: 'l5' is not known; valid: ")
+    (line,) = mistake(*arguments[:4], "3", "--gpu", "l4")
+    assert line.startswith("train.global_batch_size: 8 is not a multiple of")
+
+
 def begin_run(**overrides: Any) -> RunDir:
     """A run of the recipe that has begun."""
     from ray_apps.train.receipt import run_receipt
