@@ -7,7 +7,6 @@ what each link carries, and can be held against the hardware's figure whatever t
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -43,50 +42,41 @@ def measure_collectives(
         TimeoutError: naming the ranks that did not join, or the exchange that did not end.
         RuntimeError: the library's own error.
     """
-    backend = "nccl" if use_gpu else "gloo"
-    with _process_group(rank, world_size, address, port, backend, timeout_s):
-        import torch
-
-        device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
-        exchange = _Exchange(rank, world_size, device, timeout_s)
-        return {name: exchange.measure(name, LARGE_BYTES[backend]) for name in OPERATIONS}
-
-
-@contextmanager
-def _process_group(
-    rank: int, world_size: int, address: str, port: int, backend: str, timeout_s: float
-) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    limit = timedelta(seconds=timeout_s)
-    if backend == "nccl":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+    backend, device = "gloo", torch.device("cpu")
+    if use_gpu:
+        backend, device = "nccl", torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    store = _meet(rank, world_size, address, port, timedelta(seconds=timeout_s))
+    # NCCL would end the process at its time limit; _Exchange waits no longer than it should by itself.
+    limit = timedelta(seconds=timeout_s if backend == "gloo" else 100 * timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    exchange = _Exchange(rank, world_size, device, timeout_s)
+    figures = {name: exchange.measure(name, LARGE_BYTES[backend]) for name in OPERATIONS}
+    dist.destroy_process_group()  # not after an error: it might wait for a peer that is gone
+    return figures
+
+
+def _meet(rank: int, world_size: int, address: str, port: int, limit: timedelta) -> Any:
+    """The store of all workers, once each has come: the first exchange would hang without saying for whom."""
+    import torch.distributed as dist
+
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             address, port, is_master=rank == 0, wait_for_workers=False, timeout=limit
         )
     except dist.DistError as error:
         raise TimeoutError(f"rank 0 cannot be reached at {address}:{port}") from error
-    _call_the_roll(store, rank, world_size, limit)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _call_the_roll(store: Any, rank: int, world_size: int, limit: timedelta) -> None:
-    """Wait for every worker before the first exchange, which would hang without saying for whom."""
     store.set(f"here/{rank}", "1")
     try:
         store.wait([f"here/{other}" for other in range(world_size)], limit)
-    except RuntimeError:
-        absent = [other for other in range(world_size) if not store.check([f"here/{other}"])]
-        if not absent:
-            return
-        named = ", ".join(map(str, absent))
-        raise TimeoutError(f"rank {named} did not join within {limit.total_seconds():.0f} s") from None
+    except dist.DistError:
+        absent = [str(other) for other in range(world_size) if not store.check([f"here/{other}"])]
+        told = f"rank {', '.join(absent)} did not join within {limit.total_seconds():.0f} s"
+        raise TimeoutError(told) from None
+    return store
 
 
 def pattern(rank: int, length: int, device: Any) -> Tensor:
@@ -140,14 +130,14 @@ class _Exchange:
         """Ranks whose part is wrong: whose sum differs here, or whose numbers did not arrive as sent."""
         send, receive = self._buffers(name, pattern(self.rank, length, self.device))
         self._exchange(name, send, receive)
+        base = pattern(0, length, self.device)
+        parts = base.chunk(self.world_size)
         if name == "all_gather":
-            parts = receive.chunk(self.world_size)
-            sent = [pattern(other, length, self.device).chunk(self.world_size)[other] for other in range(len(parts))]
-            return [other for other, part in enumerate(parts) if not part.equal(sent[other])]
-        others = self.world_size * (self.world_size - 1) // 2
-        total = pattern(0, length, self.device) * self.world_size + others
-        mine = total.chunk(self.world_size)[self.rank] if name == "reduce_scatter" else total
-        return [] if receive.equal(mine) else [self.rank]
+            arrived = receive.chunk(self.world_size)
+            return [rank for rank, part in enumerate(arrived) if not part.equal(parts[rank] + rank)]
+        mine = base if name == "all_reduce" else parts[self.rank]
+        total = mine * self.world_size + self.world_size * (self.world_size - 1) // 2
+        return [] if receive.equal(total) else [self.rank]
 
     def _buffers(self, name: str, whole: Tensor) -> tuple[Tensor, Tensor]:
         """What is sent and where it arrives, of which the larger is `whole` in length."""
@@ -193,9 +183,10 @@ def check_collectives(workers: Workers, *, use_gpu: bool, timeout_s: float = TIM
     if world_size == 1:
         yield Check("collectives", backend, "ok", "one worker: nothing to exchange")
         return
-    (port,) = workers.run(free_port, timeout_s=timeout_s, ranks=[0])
-    arguments = (workers.address, port.value, use_gpu, timeout_s)
-    answers = workers.run(measure_collectives, *arguments, timeout_s=2 * timeout_s)
+    answers = workers.run(free_port, timeout_s=timeout_s, ranks=[0])
+    if not failures(answers):
+        arguments = (workers.address, answers[0].value, use_gpu, timeout_s)
+        answers = workers.run(measure_collectives, *arguments, timeout_s=2 * timeout_s)
     if told := failures(answers):
         yield Check("collectives", backend, "problem", told, _advice(answers))
         return

@@ -29,7 +29,7 @@ SLOW = 0.8
 def memory_limit() -> int:
     """Bytes that processes here may use: the machine's, or the container's where that is less."""
     limits = [int(text) for path in CGROUP_LIMITS if (text := _read(path)).isdigit()]
-    return min(psutil.virtual_memory().total, *limits)
+    return min([psutil.virtual_memory().total, *limits])
 
 
 def _read(path: str) -> str:

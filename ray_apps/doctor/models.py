@@ -15,8 +15,6 @@ from ray_apps.doctor.workers import Workers, failures, first_ranks
 
 CHECKPOINT_BYTES = 12
 """Of a trained parameter: the fp32 weight and AdamW's two averages."""
-WEIGHT_BYTES = 2
-"""Of an exported parameter, whose type is the base's; bf16 where nothing better is known."""
 TIMEOUT_S = 60.0
 CONFIG = ("config.json",)
 
@@ -29,6 +27,8 @@ class Size:
 
     num_parameters: int
     num_trained: int
+    weight_bytes: int
+    """Of a parameter in the base's type, which is that of the exported model."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -38,7 +38,7 @@ class Size:
     @property
     def export_bytes(self) -> int:
         """Bytes of the weights of the exported model."""
-        return WEIGHT_BYTES * self.num_parameters
+        return self.weight_bytes * self.num_parameters
 
 
 def reach_model(rank: int, world_size: int, model: str) -> str:
@@ -51,11 +51,11 @@ def reach_model(rank: int, world_size: int, model: str) -> str:
         directory = local_model(model, CONFIG)
         filesystem, place = open_filesystem(model)
         if not any(info.path.endswith(".safetensors") for info in filesystem.get_file_info(fs.FileSelector(place))):
-            raise ModelError("it has no *.safetensors weights")
+            raise ModelError(f"model {model!r}: it has no *.safetensors weights")
         return str(directory)
     if is_hub_id(model) and not Path(model).expanduser().is_dir():
         return _reach_hub(model)
-    from ray_apps.model_dir import tensor_names
+    from ray_apps.model_dir import tensor_names  # which imports torch
 
     directory = local_model(model)
     tensor_names(directory)  # reads the header of every weight file
@@ -70,15 +70,15 @@ def _reach_hub(model: str) -> str:
     try:
         return str(Path(hf_hub_download(model, CONFIG[0])).parent)
     except GatedRepoError:
-        raise ModelError(f"gated, and {secret}; ask for access on its page") from None
+        raise ModelError(f"model {model!r}: gated, and {secret}; ask for access on its page") from None
     except RepositoryNotFoundError:
-        raise ModelError(f"not on the hub, or private: {secret}") from None
+        raise ModelError(f"model {model!r}: not on the hub, or private: {secret}") from None
     except Exception as error:
-        raise ModelError(f"the hub did not give it: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"model {model!r}: the hub did not give it: {str(error).strip().splitlines()[0]}") from None
 
 
-def count_parameters(rank: int, world_size: int, directory: str, lora: Lora) -> tuple[int, int]:
-    """Parameters of the model that a config describes, and how many are trained. Runs in one worker.
+def count_parameters(rank: int, world_size: int, directory: str, lora: Lora) -> tuple[int, int, int]:
+    """The fields of `Size` for the model that a config describes. Runs in one worker.
 
     Raises:
         ValueError: transformers knows no causal language model of that kind.
@@ -89,12 +89,12 @@ def count_parameters(rank: int, world_size: int, directory: str, lora: Lora) -> 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total, width = sum(parameter.numel() for parameter in model.parameters()), (config.dtype or torch.float32).itemsize
     if lora is None:
-        return total, total
+        return total, total, width
     r, targets = lora
     linear = (module for name, module in model.named_modules() if name.rpartition(".")[2] in targets)
-    return total, sum(r * (layer.in_features + layer.out_features) for layer in linear)
+    return total, sum(r * (layer.in_features + layer.out_features) for layer in linear), width
 
 
 def check_models(needs: Needs, workers: Workers) -> Iterator[tuple[Check, Size | None]]:
@@ -103,7 +103,7 @@ def check_models(needs: Needs, workers: Workers) -> Iterator[tuple[Check, Size |
         answers = workers.run(reach_model, model, timeout_s=TIMEOUT_S, ranks=first_ranks(workers.nodes))
         if told := failures(answers):
             advice = "see docs/recipes.md for what a model can be; gated ones need access and HF_TOKEN on every node"
-            yield Check("model", field, "problem", f"{model}: {told}", advice), None
+            yield Check("model", field, "problem", told, advice), None
         elif field != "train.model":
             yield Check("model", field, "ok", f"{model}: reached"), None
         else:

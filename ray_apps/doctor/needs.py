@@ -1,8 +1,6 @@
 """What is to be checked: a recipe's demands as plain values, or this machine in general."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 from ray_apps.recipe import Recipe
 
@@ -33,8 +31,6 @@ class Needs:
     """Checkpoints that lie in `train.run_dir` at most: those kept and the one being written."""
     lora: tuple[int, frozenset[str]] | None = None
     """Rank and layer names of adapters; None: every parameter is trained."""
-    made: Literal["here", "before"] = "before"
-    """Whether the dataset is made by the recipe itself."""
 
 
 MACHINE = Needs(writes={"current directory": "."})
@@ -60,7 +56,6 @@ def needs_of(recipe: Recipe) -> Needs:
         models={"train.model": train.model} | _tokenizer(recipe),
         num_checkpoints=train.checkpoint.keep_last + 1,
         lora=None if lora is None else (lora.r, frozenset(lora.target_modules)),
-        made="here" if data is not None and _same(data.output, train.dataset) else "before",
     )
 
 
@@ -69,7 +64,3 @@ def _tokenizer(recipe: Recipe) -> dict[str, str]:
     if recipe.data is None or (recipe.train is not None and recipe.data.tokenizer == recipe.train.model):
         return {}
     return {"data.tokenizer": recipe.data.tokenizer}
-
-
-def _same(one: str, other: str) -> bool:
-    return Path(one).absolute() == Path(other).absolute()

@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from data_prep.storage import commit_directory, is_remote, open_filesystem
 from ray_apps.doctor.check import Check, gigabytes
-from ray_apps.doctor.workers import Answer, Workers, failures
+from ray_apps.doctor.workers import Answer, Workers, failures, first_ranks
 
 SHARD_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
@@ -190,9 +190,11 @@ def _measure(path: str, workers: Workers, timeout_s: float) -> dict[str, float]:
     except OSError as error:
         raise StorageError(f"cannot be reached: {_first_line(error)}") from None
     try:
-        return _use(path, folder, workers, timeout_s)
+        measures = _use(path, folder, workers, timeout_s)
+        _all(workers.run(remove, folder, absent, timeout_s=timeout_s, ranks=[0]), "deleting")
+        return measures
     finally:
-        workers.run(remove, folder, timeout_s=timeout_s)
+        workers.run(remove, folder, absent, timeout_s=timeout_s, ranks=first_ranks(workers.nodes))
         with suppress(OSError):
             remove(0, 1, folder, absent)
 

@@ -77,6 +77,7 @@ class LocalWorkers:
         self.nodes = [platform.node()] * num_workers
         self.address = "127.0.0.1"
         self._workers: dict[int, tuple[SpawnProcess, Connection]] = {}
+        self._num_calls = 0
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
@@ -99,28 +100,30 @@ class LocalWorkers:
         asked = range(len(self.nodes)) if ranks is None else ranks
         answers = {rank: self._silent(rank, "its process has ended") for rank in asked if rank not in self._workers}
         waiting = {self._workers[rank][1]: rank for rank in asked if rank in self._workers}
+        self._num_calls += 1
         for connection in waiting:
             with suppress(BrokenPipeError):  # told below, when nothing can be read from it
-                connection.send((function, arguments))
+                connection.send((self._num_calls, function, arguments))
         deadline = time.monotonic() + timeout_s
         while waiting and (ready := wait(list(waiting), max(0, deadline - time.monotonic()))):
             for connection in [connection for connection in waiting if connection in ready]:
-                rank = waiting.pop(connection)
-                answers[rank] = self._receive(rank)
+                if (answer := self._receive(waiting[connection])) is not None:
+                    answers[waiting.pop(connection)] = answer
         for rank in waiting.values():
             self._end(rank)
             answers[rank] = self._silent(rank, f"no answer within {timeout_s:.0f} s")
         return [answers[rank] for rank in asked]
 
-    def _receive(self, rank: int) -> Answer:
+    def _receive(self, rank: int) -> Answer | None:
+        """What a worker has said; None if that was the answer to an earlier call, which was interrupted."""
         process, connection = self._workers[rank]
         try:
-            value, failure = connection.recv()
+            call, value, failure = connection.recv()
         except (EOFError, ConnectionResetError):
             process.join(5)
             self._end(rank)
             return self._silent(rank, f"its process died with exit code {process.exitcode}")
-        return Answer(rank, self.nodes[rank], value, failure)
+        return Answer(rank, self.nodes[rank], value, failure) if call == self._num_calls else None
 
     def _silent(self, rank: int, failure: str) -> Answer:
         return Answer(rank, self.nodes[rank], failure=failure, silent=True)
@@ -137,5 +140,5 @@ def _work(connection: Connection, rank: int, world_size: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which then ends this one
     with suppress(EOFError, BrokenPipeError):
         while True:
-            function, arguments = connection.recv()
-            connection.send(attempt(function, rank, world_size, *arguments))
+            call, function, arguments = connection.recv()
+            connection.send((call, *attempt(function, rank, world_size, *arguments)))
