@@ -55,7 +55,8 @@ def _examine_cluster(needs: Needs, wait_s: float) -> Iterator[Check]:
             yield Check("devices", "workers", "problem", str(error), advice)
             return
         nodes = len(set(workers.nodes))
-        yield Check("devices", "workers", "ok", f"{num_workers} on {nodes} nodes of the cluster")
+        found = f"{num_workers} on {nodes} node{'s' if nodes > 1 else ''} of the cluster"
+        yield Check("devices", "workers", "ok", found)
         yield from examine_workers(needs, workers, use_gpu=use_gpu, num_threads=num_cpus)
 
 

@@ -19,8 +19,6 @@ class Needs:
     """`bf16` or `fp32`; None: not known."""
     attention: str | None = None
     """As in the recipe; `flash_attention_2` asks for a package."""
-    cpu_offload: bool = False
-    """Weights and optimiser state live in host memory."""
     writes: dict[str, str] = field(default_factory=dict)
     """Field → path, on a disk or `s3://`, that workers write to."""
     datasets: dict[str, str] = field(default_factory=dict)
@@ -49,7 +47,6 @@ def needs_of(recipe: Recipe) -> Needs:
         use_gpu=None if train.use_gpu == "auto" else train.use_gpu,
         precision=train.precision,
         attention=train.attention,
-        cpu_offload=train.fsdp.cpu_offload,
         writes={"train.run_dir": train.run_dir, "train.output": train.output}
         | ({} if data is None else {"data.output": data.output}),
         datasets={"train.dataset": train.dataset},

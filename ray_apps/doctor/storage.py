@@ -16,6 +16,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from data_prep.errors import VicunaError
 from data_prep.storage import commit_directory, is_remote, open_filesystem
 from ray_apps.doctor.check import Check, gigabytes
 from ray_apps.doctor.workers import Answer, Workers, failures, first_ranks
@@ -187,7 +188,7 @@ def _measure(path: str, workers: Workers, timeout_s: float) -> dict[str, float]:
     folder = probe_folder(path)
     try:
         absent = absent_prefixes(folder)
-    except OSError as error:
+    except (OSError, VicunaError) as error:
         raise StorageError(f"cannot be reached: {_first_line(error)}") from None
     try:
         measures = _use(path, folder, workers, timeout_s)
