@@ -22,6 +22,8 @@ SHM_SHARE = 0.3
 MATMUL_S = 0.3
 """About how long one rate is measured."""
 LARGEST_MATRIX = 8192
+FREE = 0.9
+"""Share of a GPU's memory that is free if nothing else uses it."""
 SLOW = 0.8
 """A device slower than this share of the median holds up all the others."""
 
@@ -44,19 +46,17 @@ def examine_device(rank: int, world_size: int, use_gpu: bool, num_threads: int) 
     import torch
 
     torch.set_num_threads(num_threads)
-    gpus = [_describe_gpu(index) for index in range(torch.cuda.device_count())] if use_gpu else []
-    device = torch.device("cuda", rank % len(gpus)) if gpus else torch.device("cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if use_gpu else torch.device("cpu")
     return {
         "versions": installed(),
         "cuda": torch.version.cuda,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if gpus else None,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if use_gpu else None,
         "driver": driver_version(_read("/proc/driver/nvidia/version")),
         "num_cpus": usable_cpus(),
         "memory_bytes": memory_limit(),
         "free_memory_bytes": min(psutil.virtual_memory().available, memory_limit()),
         "shm_bytes": psutil.disk_usage(str(SHM)).total if SHM.is_dir() else None,
-        "gpus": gpus,
-        "peers": _peers(len(gpus)),
+        "gpu": _describe_gpu(device) if use_gpu else None,
         "gflops": {name: matmul_gflops(device, name) for name in ("bf16", "fp32")},
     }
 
@@ -67,26 +67,22 @@ def driver_version(text: str) -> str | None:
     return found and found[1]
 
 
-def _describe_gpu(index: int) -> dict[str, Any]:
+def _describe_gpu(device: Any) -> dict[str, Any]:
+    """Facts about one GPU. No other is touched: each process that does takes memory of it."""
     import torch
 
-    properties = torch.cuda.get_device_properties(index)
-    free, total = torch.cuda.mem_get_info(index)
+    torch.cuda.set_device(device)
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     return {
         "name": properties.name,
         "memory_bytes": total,
         "free_bytes": free,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "bf16": properties.major >= 8,
+        "peers": all(torch.cuda.can_device_access_peer(device, other) for other in others) if others else None,
     }
-
-
-def _peers(num_gpus: int) -> bool | None:
-    """Whether every GPU reads every other's memory; None where fewer than two are seen."""
-    import torch
-
-    pairs = [(one, other) for one in range(num_gpus) for other in range(num_gpus) if one != other]
-    return all(torch.cuda.can_device_access_peer(one, other) for one, other in pairs) if pairs else None
 
 
 def matmul_gflops(device: Any, precision: str, budget_s: float = MATMUL_S) -> float:
@@ -117,58 +113,65 @@ def check_devices(needs: Needs, workers: Workers, answers: Sequence[Answer]) -> 
     facts = {answer.rank: answer.value for answer in answers if answer.value is not None}
     checks = []
     for rank in first_ranks(workers.nodes):
-        if rank in facts:
-            node, here = workers.nodes[rank], facts[rank]
-            gpus = [gpu for other, seen in facts.items() if workers.nodes[other] == node for gpu in seen["gpus"][:1]]
-            checks += _check_node(needs, node, here)
-            checks += _check_gpus(needs, node, here, here["gpus"] if len(here["gpus"]) > 1 else gpus)
+        if (here := facts.get(rank)) is not None:
+            node = workers.nodes[rank]
+            seen = [each["gpu"] for other, each in facts.items() if workers.nodes[other] == node and each["gpu"]]
+            checks += [*_check_node(node, here), *(_check_gpus(needs, node, here, seen) or _check_unused_driver(here))]
     return checks + _check_rates(needs, {answer.who: facts[answer.rank] for answer in answers if answer.rank in facts})
 
 
-def _check_node(needs: Needs, node: str, facts: dict[str, Any]) -> list[Check]:
+def _check_node(node: str, facts: dict[str, Any]) -> list[Check]:
     memory, free, shm = facts["memory_bytes"], facts["free_memory_bytes"], facts["shm_bytes"]
     measures = {"num_cpus": facts["num_cpus"], "memory_bytes": memory, "free_memory_bytes": free}
     found = f"{facts['num_cpus']} CPUs, {gigabytes(memory)} memory of which {gigabytes(free)} free"
     checks = [Check("devices", node, "ok", found, measures=measures)]
     if shm is None:
         return checks
-    small = shm < SHM_SHARE * memory
-    advice = (
-        f"give it {gigabytes(SHM_SHARE * memory)} (docker run --shm-size), or Ray keeps its objects on a disk and "
-        "NCCL may fail to start"
-    )
-    status: Status = "warning" if small else "ok"
-    advice = advice if small else ""
+    status: Status = "ok"
+    advice = ""
+    if shm < SHM_SHARE * memory:
+        status = "warning"
+        advice = (
+            f"give it {gigabytes(SHM_SHARE * memory)} (docker run --shm-size), or Ray keeps its objects on a disk and "
+            "NCCL may fail to start"
+        )
     return [*checks, Check("devices", str(SHM), status, gigabytes(shm), advice, {"shm_bytes": shm})]
 
 
 def _check_gpus(needs: Needs, node: str, facts: dict[str, Any], gpus: Sequence[dict[str, Any]]) -> list[Check]:
+    """The GPUs that the workers of a node use, and the package that they are used best with."""
     if not gpus:
-        return _check_unused_driver(facts)
+        return []
     first, free = gpus[0], min(gpu["free_bytes"] for gpu in gpus)
-    peers = {True: ", direct access between them", False: ", no direct access between them", None: ""}[facts["peers"]]
+    peers = {True: ", direct access between them", False: ", no direct access between them", None: ""}
     found = (
         f"{len(gpus)} × {first['name']}, {gigabytes(first['memory_bytes'])} each, at least {gigabytes(free)} free, "
-        f"compute capability {first['compute_capability']}{peers}; driver {facts['driver']}, CUDA {facts['cuda']}, "
-        f"NCCL {facts['nccl']}"
+        f"compute capability {first['compute_capability']}{peers[first['peers']]}; driver {facts['driver']}, "
+        f"CUDA {facts['cuda']}, NCCL {facts['nccl']}"
     )
-    status: Status = "ok"
-    advice = ""
-    if needs.precision == "bf16" and not all(gpu["bf16"] for gpu in gpus):
-        status, advice = "problem", "these GPUs have no bf16: set train.precision=fp32"
-    elif len({(gpu["name"], gpu["memory_bytes"]) for gpu in gpus}) > 1:
-        status, advice = "warning", "the GPUs are not of one kind: the slowest sets the pace"
-    elif any(gpu["free_bytes"] < 0.9 * gpu["memory_bytes"] for gpu in gpus):
-        status, advice = "warning", "something else holds memory of a GPU: nvidia-smi shows what"
+    status, advice = _judge_gpus(needs, gpus)
     measures = {"num_gpus": len(gpus), "gpu_memory_bytes": first["memory_bytes"], "gpu_free_bytes": free}
-    checks = [Check("devices", f"GPUs of {node}", status, found, advice, measures)]
-    if "flash-attn" in facts["versions"]:
-        return checks
+    check = Check("devices", f"GPUs of {node}", status, found, advice, measures)
+    return [check] if "flash-attn" in facts["versions"] else [check, _check_flash_attention(needs)]
+
+
+def _judge_gpus(needs: Needs, gpus: Sequence[dict[str, Any]]) -> tuple[Status, str]:
+    if needs.precision == "bf16" and not all(gpu["bf16"] for gpu in gpus):
+        return "problem", "these GPUs have no bf16: set train.precision=fp32"
+    if len({(gpu["name"], gpu["memory_bytes"]) for gpu in gpus}) > 1:
+        return "warning", "the GPUs are not of one kind: the slowest sets the pace"
+    if any(gpu["free_bytes"] < FREE * gpu["memory_bytes"] for gpu in gpus):
+        return "warning", "something else holds memory of a GPU: nvidia-smi shows what"
+    return "ok", ""
+
+
+def _check_flash_attention(needs: Needs) -> Check:
+    """For GPUs without it."""
     if needs.attention == "flash_attention_2":
         advice = "install it (pip install flash-attn), or set train.attention=auto"
-        return [*checks, Check("devices", "flash-attn", "problem", "not installed", advice)]
+        return Check("devices", "flash-attn", "problem", "not installed", advice)
     told = "not installed: attention is PyTorch's own, chat by chat"
-    return [*checks, Check("devices", "flash-attn", "warning", told, "pip install flash-attn is faster")]
+    return Check("devices", "flash-attn", "warning", told, "pip install flash-attn is faster")
 
 
 def _check_unused_driver(facts: dict[str, Any]) -> list[Check]:
@@ -184,7 +187,7 @@ def _check_rates(needs: Needs, facts: dict[str, dict[str, Any]]) -> list[Check]:
         return []
     rates = {name: {who: each["gflops"][name] for who, each in facts.items()} for name in ("bf16", "fp32")}
     lowest = {name: min(by_worker.values()) for name, by_worker in rates.items()}
-    kind = "GPU" if next(iter(facts.values()))["gpus"] else "CPU"
+    kind = "GPU" if next(iter(facts.values()))["gpu"] else "CPU"
     found = f"bf16 {_rate(lowest['bf16'])}, fp32 {_rate(lowest['fp32'])}"
     if len(facts) > 1:
         found += f" at the slowest of {len(facts)} workers"

@@ -1,6 +1,7 @@
 """All checks in order: what is cheap and spoils the rest comes first."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -55,7 +56,7 @@ def _examine_cluster(needs: Needs, wait_s: float) -> Iterator[Check]:
             yield Check("devices", "workers", "problem", str(error), advice)
             return
         nodes = len(set(workers.nodes))
-        found = f"{num_workers} on {nodes} node{'s' if nodes > 1 else ''} of the cluster"
+        found = f"{_count(num_workers, 'worker')} on {_count(nodes, 'node')} of the cluster"
         yield Check("devices", "workers", "ok", found)
         yield from examine_workers(needs, workers, use_gpu=use_gpu, num_threads=num_cpus)
 
@@ -66,12 +67,16 @@ def place_workers(needs: Needs, num_cpus: int, num_gpus: int) -> tuple[int, int,
     wanted = needs.num_workers or num_gpus or 2
     share = needs.cpus_per_worker or max(1, num_cpus // wanted)
     most = min(num_cpus // share, num_gpus) if use_gpu else num_cpus // share
-    kind = f"{share} CPUs and 1 GPU" if use_gpu else f"{share} CPUs"
-    found = f"{wanted} of {kind} each; here are {num_cpus} CPUs and {num_gpus} GPUs"
+    each = f"{_count(share, 'CPU')} and 1 GPU" if use_gpu else _count(share, "CPU")
+    found = f"{_count(wanted, 'worker')} of {each}; here are {_count(num_cpus, 'CPU')} and {_count(num_gpus, 'GPU')}"
     fits = wanted <= most or needs.num_workers is None
     advice = "" if fits else "run it on a cluster or a larger machine, or set train.num_workers and train.use_gpu"
     check = Check("devices", "workers", "ok" if fits else "problem", found, advice)
     return (wanted if fits else max(1, min(most, num_cpus))), share, check
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def examine_workers(needs: Needs, workers: Workers, *, use_gpu: bool, num_threads: int) -> Iterator[Check]:
@@ -80,7 +85,7 @@ def examine_workers(needs: Needs, workers: Workers, *, use_gpu: bool, num_thread
     if told := failures(answers):
         yield Check("devices", "workers", "problem", told, "look at that worker's node first")
     by_node = {answer.node: answer.value["versions"] for answer in answers if answer.value is not None}
-    yield from check_nodes_agree({"this machine": installed(), **by_node} if len(by_node) > 1 else {})
+    yield from check_nodes_agree({platform.node(): installed()} | by_node)
     yield from check_devices(needs, workers, answers)
     size = None
     for check, found in check_models(needs, workers):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
+from safetensors import SafetensorError
 
 from data_prep.errors import ModelError
-from data_prep.storage import is_hub_id, is_remote, local_model, open_filesystem
+from data_prep.storage import MODEL_FILES, is_hub_id, is_remote, local_model, open_filesystem
 from ray_apps.doctor.check import Check, gigabytes
 from ray_apps.doctor.needs import Needs
 from ray_apps.doctor.workers import Workers, failures, first_ranks
@@ -16,6 +17,7 @@ from ray_apps.doctor.workers import Workers, failures, first_ranks
 CHECKPOINT_BYTES = 12
 """Of a trained parameter: the fp32 weight and AdamW's two averages."""
 TIMEOUT_S = 60.0
+HUB_TIMEOUT_S = 10.0
 CONFIG = ("config.json",)
 
 Lora = tuple[int, frozenset[str]] | None
@@ -63,18 +65,38 @@ def reach_model(rank: int, world_size: int, model: str) -> str:
 
 
 def _reach_hub(model: str) -> str:
-    from huggingface_hub import get_token, hf_hub_download
+    """Ask the hub for the config, as someone who may have the weights; without a hub, a whole copy here will do."""
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     secret = "the token here has no access" if get_token() else "there is no HF_TOKEN here"
     try:
+        # Asks once. The download by itself would ask for half a minute.
+        get_hf_file_metadata(hf_hub_url(model, CONFIG[0]), timeout=HUB_TIMEOUT_S)
         return str(Path(hf_hub_download(model, CONFIG[0])).parent)
     except GatedRepoError:
         raise ModelError(f"model {model!r}: gated, and {secret}; ask for access on its page") from None
     except RepositoryNotFoundError:
         raise ModelError(f"model {model!r}: not on the hub, or private: {secret}") from None
     except Exception as error:
-        raise ModelError(f"model {model!r}: the hub did not give it: {str(error).strip().splitlines()[0]}") from None
+        if (copy := _cached(model)) is not None:
+            return copy
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {model!r}: the hub cannot be reached, and there is no copy here: {reason}") from None
+
+
+def _cached(model: str) -> str | None:
+    """The directory of an earlier download with all its weights, if there is one."""
+    from huggingface_hub import snapshot_download
+
+    from ray_apps.model_dir import tensor_names
+
+    try:
+        directory = snapshot_download(model, local_files_only=True, allow_patterns=list(MODEL_FILES))
+        tensor_names(Path(directory))
+    except (OSError, ValueError, ModelError, SafetensorError):
+        return None
+    return directory
 
 
 def count_parameters(rank: int, world_size: int, directory: str, lora: Lora) -> tuple[int, int, int]:

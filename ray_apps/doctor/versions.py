@@ -127,6 +127,6 @@ def check_nodes_agree(by_node: Mapping[str, Mapping[str, str]]) -> list[Check]:
         if len({version.partition("+")[0] for version in found.values()}) > 1:
             differing.append(f"{name}: {', '.join(f'{version} on {node}' for node, version in found.items())}")
     if not differing:
-        return [Check("versions", "nodes", "ok", f"{len(by_node)} machines agree on {', '.join(MUST_AGREE)}")]
+        return [Check("versions", "nodes", "ok", f"{len(by_node)} nodes agree on {', '.join(MUST_AGREE)}")]
     advice = "install the same requirements.lock on every node"
     return [Check("versions", "nodes", "problem", "; ".join(differing), advice)]

@@ -118,3 +118,14 @@ def test_an_address_that_cannot_be_reached_is_told(workers: LocalWorkers) -> Non
     assert answer.failure == f"rank 0 cannot be reached at 127.0.0.1:{port.value}"
     (answer,) = workers.run(collectives.measure_collectives, *arguments, timeout_s=30, ranks=[0])
     assert answer.failure == "rank 1 did not join within 1 s"
+
+
+@pytest.mark.gpu
+def test_gpus_exchange_what_they_should() -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    with LocalWorkers(2) as workers:
+        found = list(check_collectives(workers, use_gpu=True, timeout_s=60))
+    assert [(check.name, check.status) for check in found] == [(name, "ok") for name in OPERATIONS]

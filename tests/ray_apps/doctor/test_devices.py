@@ -19,6 +19,7 @@ A100 = {
     "free_bytes": 39 * GB,
     "compute_capability": "8.0",
     "bf16": True,
+    "peers": None,
 }
 NODE: dict[str, Any] = {
     "versions": {"torch": "2.13.0+cu130", "flash-attn": "2.8.3"},
@@ -29,8 +30,7 @@ NODE: dict[str, Any] = {
     "memory_bytes": 1000 * GB,
     "free_memory_bytes": 900 * GB,
     "shm_bytes": 400 * GB,
-    "gpus": [A100],
-    "peers": None,
+    "gpu": A100,
     "gflops": {"bf16": 250_000.0, "fp32": 19_000.0},
 }
 
@@ -75,10 +75,10 @@ def test_the_driver_says_its_version(text: str, version: str | None) -> None:
     assert driver_version(text) == version
 
 
-def test_gpus_of_a_node_are_counted_whether_workers_see_one_or_all() -> None:
+def test_gpus_of_a_node_are_those_of_its_workers() -> None:
     told = "2 × NVIDIA A100, 40 GB each, at least 39 GB free, compute capability 8.0"
     assert checks(NODE, NODE)["GPUs of node-0"].found.startswith(told)
-    whole = {**NODE, "gpus": [A100, A100], "peers": True}
+    whole = {**NODE, "gpu": {**A100, "peers": True}}
     found = checks(whole, whole)["GPUs of node-0"]
     assert found.found == f"{told}, direct access between them; driver 580.95.05, CUDA 13.0, NCCL 2.27.5"
     assert found.status == "ok"
@@ -88,13 +88,12 @@ def test_gpus_of_a_node_are_counted_whether_workers_see_one_or_all() -> None:
 @pytest.mark.parametrize(
     ("change", "needs", "name", "status"),
     [
-        ({"gpus": [{**A100, "bf16": False}]}, Needs(precision="bf16"), "GPUs of node-0", "problem"),
-        ({"gpus": [{**A100, "bf16": False}]}, Needs(precision="fp32"), "GPUs of node-0", "ok"),
-        ({"gpus": [{**A100, "free_bytes": 20 * GB}]}, MACHINE, "GPUs of node-0", "warning"),
-        ({"gpus": [A100, {**A100, "name": "NVIDIA T4"}]}, MACHINE, "GPUs of node-0", "warning"),
+        ({"gpu": {**A100, "bf16": False}}, Needs(precision="bf16"), "GPUs of node-0", "problem"),
+        ({"gpu": {**A100, "bf16": False}}, Needs(precision="fp32"), "GPUs of node-0", "ok"),
+        ({"gpu": {**A100, "free_bytes": 20 * GB}}, MACHINE, "GPUs of node-0", "warning"),
         ({"versions": {}}, Needs(attention="flash_attention_2"), "flash-attn", "problem"),
         ({"versions": {}}, Needs(attention="auto"), "flash-attn", "warning"),
-        ({"gpus": [], "cuda": None}, MACHINE, "CUDA", "problem"),
+        ({"gpu": None, "cuda": None}, MACHINE, "CUDA", "problem"),
         ({"shm_bytes": 64_000_000}, MACHINE, "/dev/shm", "warning"),
         ({"gflops": {"bf16": 1.0, "fp32": 100.0}}, Needs(precision="bf16"), "matrix products on a GPU", "warning"),
         ({"gflops": {"bf16": 1.0, "fp32": 100.0}}, Needs(precision="fp32"), "matrix products on a GPU", "ok"),
@@ -106,6 +105,21 @@ def test_what_a_node_lacks_is_told_with_what_to_do(
     check = checks({**NODE, **change}, needs=needs)[name]
     assert check.status == status
     assert bool(check.advice) == (status != "ok")
+
+
+def test_gpus_of_different_kinds_are_told() -> None:
+    check = checks(NODE, {**NODE, "gpu": {**A100, "name": "NVIDIA T4"}})["GPUs of node-0"]
+    assert check.status == "warning"
+    assert check.advice.startswith("the GPUs are not of one kind")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_examined() -> None:
+    facts = examine_device(0, 1, True, 1)
+    found = checks(facts)
+    assert found["GPUs of node-0"].measures["num_gpus"] == 1
+    assert all((facts["driver"], facts["nccl"]))
+    assert found["matrix products on a GPU"].measures["fp32_gflops"] > 100
 
 
 def test_a_slow_device_is_named() -> None:

@@ -79,7 +79,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_cluster_does_what_a_small_recipe_needs(cluster: None, tmp_path: Path) -> None:
     needs = Needs(num_workers=2, cpus_per_worker=1, writes={"train.run_dir": str(tmp_path)})
     found = by_name(examine(needs, wait_s=60))
-    assert found["workers"].found == "2 on 1 node of the cluster"
+    assert found["workers"].found == "2 workers on 1 node of the cluster"
     assert {found[name].status for name in (*OPERATIONS, "train.run_dir")} == {"ok"}
     assert list(tmp_path.iterdir()) == []
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,20 +57,34 @@ class Response:
         (GatedRepoError, None, "gated, and there is no HF_TOKEN here; ask for access on its page"),
         (GatedRepoError, "hf_secret", "gated, and the token here has no access; ask for access on its page"),
         (RepositoryNotFoundError, None, "not on the hub, or private: there is no HF_TOKEN here"),
-        (ConnectionError, None, "the hub did not give it: refused"),
+        (ConnectionError, None, "the hub cannot be reached, and there is no copy here: refused"),
     ],
 )
 def test_why_the_hub_refuses_is_told_and_no_secret(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception], token: str | None, told: str
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise error("refused", response=Response()) if error is not ConnectionError else error("refused")  # type: ignore[call-arg]
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     with pytest.raises(ModelError) as caught:
         reach_model(0, 1, "org/name")
     assert str(caught.value) == f"model 'org/name': {told}"
+
+
+def test_a_copy_of_an_earlier_download_will_do(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "models--org--name" / "snapshots" / "0123456789"
+    shutil.copytree(tiny_model_dir, copy)
+    (tmp_path / "models--org--name" / "refs").mkdir()
+    (tmp_path / "models--org--name" / "refs" / "main").write_text("0123456789")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert reach_model(0, 1, "org/name") == str(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="there is no copy here"):
+        reach_model(0, 1, "org/name")
 
 
 def test_a_run_needs_room_for_its_checkpoints_and_its_model() -> None:
