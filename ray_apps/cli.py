@@ -201,6 +201,30 @@ def serve(config: Path, overrides: tuple[str, ...]) -> None:
     serve_until_interrupted(file)
 
 
+@vicuna.command()
+@click.argument("recipe", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print a list for programs instead.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30, show_default=True, metavar="SECONDS")
+@OVERRIDES
+def doctor(recipe: str | None, as_json: bool, wait_s: float, overrides: tuple[str, ...]) -> None:
+    """Check what RECIPE needs, or this machine, before money is spent.
+
+    Versions, devices, the model, exchange between workers, storage: each with its figures, and what to do about a
+    problem. With RAY_ADDRESS it is the cluster that is checked, which is given --wait seconds to grow. Exit code 1 if
+    there is a problem.
+    """
+    from ray_apps.doctor.needs import MACHINE, needs_of
+    from ray_apps.recipe import load_recipe
+
+    needs = MACHINE if recipe is None else needs_of(load_recipe(recipe, overrides))
+    from ray_apps.doctor.examine import examine
+    from ray_apps.doctor.report import print_json, print_report
+
+    show = print_json if as_json else print_report
+    if not show(examine(needs, wait_s=wait_s)):
+        sys.exit(1)
+
+
 def main() -> None:
     """Run the command line; an error a user can mend is one line and exit code 1."""
     try:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"train", "spot", "weights", "serve", "chat", "evaluate"}
+ROOMS = {"train", "spot", "weights", "serve", "chat", "evaluate", "doctor"}
 MAY_IMPORT_RAY = {
     "data_prep.pipeline",
     "ray_apps.local_ray",
+    "ray_apps.doctor.cluster",
     "ray_apps.engine.sharding",
     "ray_apps.train.worker",
     "ray_apps.train.launch",

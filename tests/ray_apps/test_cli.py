@@ -20,7 +20,7 @@ from ray_apps.run_dir import RunDir
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "prep", "train", "export", "serve"]
+COMMANDS = ["demo", "prep", "train", "export", "serve", "doctor"]
 
 Mistake = Callable[..., list[str]]
 
@@ -185,6 +185,9 @@ def test_every_wrong_field_gets_a_line(tmp_path: Path) -> None:
         ),
         ("serve wrong.yaml", "applications.0.args.modle: unknown field; did you mean 'model'? "),
         ("serve serve.yaml args.model=dataset", "model 'dataset': the directory has no config.json"),
+        ("doctor nowhere.yaml", "nowhere.yaml: No such file or directory"),
+        ("doctor recipe.yaml train.epoch=1", "train.epoch: unknown field; did you mean 'epochs'? "),
+        ("doctor train.num_workers=2", "recipe 'train.num_workers=2': no such recipe; valid: "),
         ("demo data.identity=null", "data.identity: the demo needs a name and a maker"),
         ("demo data.identity.nam=Ada", "data.identity.nam: unknown field; did you mean 'name'? "),
     ],
@@ -195,6 +198,21 @@ def test_a_mistake_is_one_line_and_ray_is_not_started(
     rows = read_manifest(artifacts / "dataset").train.rows
     (told,) = mistake(*arguments.split(" "))
     assert told.startswith(line.format(artifacts=artifacts, rows=rows))
+
+
+@pytest.mark.slow
+def test_the_doctor_ends_with_1_if_there_is_a_problem(
+    vicuna: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = sorted(Path().rglob("*"))
+    assert vicuna("doctor", "recipe.yaml", "--json", "train.use_gpu=false") == 0
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert "problem" not in {check["status"] for check in found.values()}
+    assert found["train.model"]["measures"]["checkpoint_bytes"] > 0
+    assert vicuna("doctor", "recipe.yaml", "train.use_gpu=false", "train.model=nowhere") == 1
+    assert "✗ model        train.model" in capsys.readouterr().out
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_a_recipe_is_no_serve_config(mistake: Mistake) -> None:
