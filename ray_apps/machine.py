@@ -1,6 +1,12 @@
 """What this machine lets this process use."""
 
 import os
+import time
+from typing import Any
+
+MATMUL_S = 0.3
+"""About how long one rate is measured."""
+LARGEST_MATRIX = 8192
 
 
 def usable_cpus() -> int:
@@ -15,3 +21,26 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def matmul_gflops(device: Any, precision: str, budget_s: float = MATMUL_S) -> float:
+    """Rate of a square matrix product, the largest that the time allows; 10⁹ floating-point operations a second."""
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size, seconds = 128, 0.0
+    while size < LARGEST_MATRIX and 3 * 8 * seconds < budget_s:  # the next takes eight times as long, and runs thrice
+        size *= 2
+        matrix = torch.rand(size, size, dtype=dtype, device=device)
+        seconds = min(_time_product(matrix) for _ in range(3))
+    return 2 * size**3 / seconds / 1e9
+
+
+def _time_product(matrix: Any) -> float:
+    import torch
+
+    started = time.perf_counter()
+    torch.matmul(matrix, matrix)
+    if matrix.is_cuda:
+        torch.cuda.synchronize(matrix.device)
+    return time.perf_counter() - started

@@ -8,18 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from data_prep.config import DataConfig
 from data_prep.inputs import find_dataset
 from data_prep.manifest import Manifest
 from data_prep.pipeline import prepare_dataset
 from ray_apps.console import Stage, console, stage
-from ray_apps.goodput import find_recoveries
+from ray_apps.goodput import account, find_recoveries
 from ray_apps.local_ray import local_cluster
+from ray_apps.model_dir import local_model_dir
 from ray_apps.run_dir import RunDir
 from ray_apps.serve.config_file import ServeFile
 from ray_apps.train.config import TrainConfig
 
 Records = list[dict[str, Any]]
+
+TOLD = ("notice", "save_failed", "lag", "hang", "stopped", "warning")
+"""Events that a person is told of while a run goes on."""
 
 
 def prep_stage(config: DataConfig, *, fresh: bool = False) -> Manifest:
@@ -79,7 +86,10 @@ def train_stage(
             shown.update(0, num_steps, "starting workers")
             with local_cluster():
                 train(config, on_progress=on_progress)
-        shown.finish(f"{config.run_dir}: {num_steps} steps{_summary(run.read_metrics())}{_already(done)}")
+        records = run.read_metrics()
+        shown.finish(f"{config.run_dir}: {num_steps} steps{_summary(records)}{_already(done)}")
+    if not done:
+        _show_goodput(config, manifest, records)
 
 
 class _TrainProgress:
@@ -91,6 +101,9 @@ class _TrainProgress:
 
     def show(self, records: Records) -> None:
         for record in records:
+            if record.get("event") in TOLD:
+                what = record.get("message") or ", ".join(f"{name} {record[name]}" for name in record if name != "time")
+                console.print(f"[yellow]![/yellow] {escape(record['event'])}: {escape(what)}", soft_wrap=True)
             if record.get("event") == "start":
                 self.shown.update(record["step"], self.num_steps, f"from step {record['step']}")
             elif "loss" in record:
@@ -100,6 +113,31 @@ class _TrainProgress:
                     f"step {record['step']}/{self.num_steps}  loss {record['loss']:.3f}  "
                     f"lr {record['learning_rate']:.1e}  {record['tokens_per_s']:.0f} tokens/s",
                 )
+
+
+def _show_goodput(config: TrainConfig, manifest: Manifest, records: Records) -> None:
+    """Where the time went, and what share of the devices' operations the model used."""
+    from ray_apps.train.utilisation import model_flops_per_token, peak_flops
+
+    goodput = account(records)
+    table = Table("", *goodput.buckets(), title="Where the time went", title_justify="left")
+    table.add_row("seconds", *(f"{seconds:.1f}" for seconds in goodput.buckets().values()))
+    table.add_row("share", *(f"{seconds / goodput.elapsed:.0%}" for seconds in goodput.buckets().values()))
+    console.print(table)
+    last = records[-1]
+    if not goodput.productive or "matmul_flops" not in last:
+        return
+    counts = manifest.train
+    needed = model_flops_per_token(local_model_dir(config.model), counts.tokens / max(1, counts.conversations))
+    peak, source = peak_flops(last["device"], last["matmul_flops"])
+    # One machine's workers share its cores; GPUs are each worker's own.
+    devices = 1 if last["device"] == "CPU" else last["num_workers"]
+    used = needed * goodput.tokens / goodput.productive / (devices * peak)
+    console.print(
+        f"{goodput.tokens / goodput.productive:,.0f} tokens/s, {needed / 1e9:.2f} GFLOP each: model FLOPs utilisation "
+        f"{used:.1%} of {devices * peak / 1e12:.2f} TFLOP/s ({source})",
+        soft_wrap=True,
+    )
 
 
 def _summary(records: Records) -> str:

@@ -1,7 +1,6 @@
 """What each node has: processors, memory, GPUs, and how fast they multiply matrices."""
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -19,9 +18,6 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 SHM_SHARE = 0.3
 """Share of memory that Ray gives to its object store, which lives in shared memory where that is large enough."""
-MATMUL_S = 0.3
-"""About how long one rate is measured."""
-LARGEST_MATRIX = 8192
 FREE = 0.9
 """Share of a GPU's memory that is free if nothing else uses it."""
 SLOW = 0.8
@@ -83,29 +79,6 @@ def _describe_gpu(device: Any) -> dict[str, Any]:
         "bf16": properties.major >= 8,
         "peers": all(torch.cuda.can_device_access_peer(device, other) for other in others) if others else None,
     }
-
-
-def matmul_gflops(device: Any, precision: str, budget_s: float = MATMUL_S) -> float:
-    """Rate of a square matrix product, the largest that the time allows; 10⁹ floating-point operations a second."""
-    import torch
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    size, seconds = 128, 0.0
-    while size < LARGEST_MATRIX and 3 * 8 * seconds < budget_s:  # the next takes eight times as long, and runs thrice
-        size *= 2
-        matrix = torch.rand(size, size, dtype=dtype, device=device)
-        seconds = min(_time_product(matrix) for _ in range(3))
-    return 2 * size**3 / seconds / 1e9
-
-
-def _time_product(matrix: Any) -> float:
-    import torch
-
-    started = time.perf_counter()
-    torch.matmul(matrix, matrix)
-    if matrix.is_cuda:
-        torch.cuda.synchronize(matrix.device)
-    return time.perf_counter() - started
 
 
 def check_devices(needs: Needs, workers: Workers, answers: Sequence[Answer]) -> list[Check]:

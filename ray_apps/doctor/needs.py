@@ -42,7 +42,7 @@ def needs_of(recipe: Recipe) -> Needs:
         return MACHINE if data is None else Needs(writes={"data.output": data.output}, models=_tokenizer(recipe))
     lora = train.lora
     return Needs(
-        num_workers=train.num_workers,
+        num_workers=train.worker_range[0],
         cpus_per_worker=train.cpus_per_worker,
         use_gpu=None if train.use_gpu == "auto" else train.use_gpu,
         precision=train.precision,

@@ -21,7 +21,7 @@ from data_prep.storage import check_replaceable, is_remote
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.machine import count_gpus, usable_cpus
 from ray_apps.model_dir import local_model_dir
-from ray_apps.run_dir import RECEIPT_NAME, RunDir
+from ray_apps.run_dir import RECEIPT_NAME, RunDir, differences
 from ray_apps.train.attention import has_flash_attention
 from ray_apps.train.base_model import check_base
 from ray_apps.train.config import TrainConfig
@@ -104,9 +104,18 @@ def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], 
     if latest is not None and latest.step == num_steps:
         return
     run.forget_to_stop()
-    run.append_metrics({"event": LAUNCHED, "time": time.time(), "environment": environment()})
+    now, before = environment(), _last_environment(run.read_metrics())
+    run.append_metrics({"event": LAUNCHED, "time": time.time(), "environment": now})
     with _followed(run, on_progress):
+        if before is not None and (changed := differences(before, now)):
+            message = f"the run goes on with something else than before: {', '.join(changed)}"
+            run.append_metrics({"event": "warning", "time": time.time(), "message": message})
         _fit(config, run, num_steps)
+
+
+def _last_environment(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the run ran with when it was last started."""
+    return next((record["environment"] for record in reversed(records) if "environment" in record), None)
 
 
 def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import RunError
+from ray_apps.machine import matmul_gflops
 from ray_apps.model_dir import local_model_dir
 from ray_apps.models import load_causal_lm
 from ray_apps.run_dir import RunDir
@@ -151,7 +152,8 @@ def run_training(
                 ended = STOPPED
                 break
     watchdog.stop()
-    metrics.event(ended, step=state.step, outside_s=keeper.outside_s, elapsed_s=time.monotonic() - started)
+    spent = {"outside_s": keeper.outside_s, "elapsed_s": time.monotonic() - started}
+    metrics.event(ended, step=state.step, **spent, **_device(config, device))
     metrics.close()
 
 
@@ -187,6 +189,13 @@ def stop_signal() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _device(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """What this rank computes with, and the rate of a matrix product on it in the precision of the run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    rate = matmul_gflops(device, config.precision, budget_s=0.3) * 1e9 if dist.get_rank() == 0 else 0.0
+    return {"device": name, "matmul_flops": rate, "num_workers": dist.get_world_size()}
 
 
 def _places() -> dict[str, list[Any]]:

@@ -3,7 +3,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.goodput import Recovery, find_recoveries
+from ray_apps.goodput import Recovery, account, find_recoveries
 
 Records = list[dict[str, Any]]
 
@@ -70,3 +70,30 @@ def test_every_step_that_was_thrown_away_is_counted_once(attempts: list[int], ev
         assert sum(recovery.steps_redone for recovery in recoveries) == len(done) - done[-1]
     assert all(recovery.seconds > 10 for recovery in recoveries)
     assert all(recovery.resumed_step % every == 0 for recovery in recoveries)
+
+
+def test_every_second_of_a_run_is_in_one_bucket() -> None:
+    launch = {"event": "launch", "time": 100.0}
+    first = [{**start(0, 110.0), "build_s": 1.0, "restore_s": 0.0}]
+    steps = [{**step(number, 110.0 + 2 * number), "seconds": 2.0, "tokens": 10} for number in (1, 2, 3)]
+    save = {**saved(2, 114.5), "blocked_s": 0.5}
+    again = [{**start(2, 130.0), "restore_s": 3.0}, {**step(3, 132.0), "seconds": 2.0, "tokens": 10}]
+    goodput = account([launch, *first, *steps[:2], save, {**steps[2], "time": 116.5}, *again])
+    assert goodput.buckets() == {
+        "productive": 6.0,
+        "initialisation": 10.0,
+        "save": 0.5,
+        "restore": 3.0,
+        "wasted": 2.0,
+        "recovery": 10.5,
+        "other": 0.0,
+    }
+    assert goodput.elapsed == 132.0 - 100.0
+    assert goodput.tokens == 30
+
+
+def test_time_between_two_commands_is_not_the_run_s() -> None:
+    records = [{"event": "launch", "time": 0.0}, start(0, 5.0), {**step(1, 6.0), "seconds": 1.0}]
+    later = [{"event": "launch", "time": 1000.0}, start(1, 1004.0), {**step(2, 1005.0), "seconds": 1.0}]
+    goodput = account([*records, *later])
+    assert (goodput.elapsed, goodput.initialisation, goodput.recovery) == (11.0, 9.0, 0.0)

@@ -33,8 +33,8 @@ def step_duration(anatomy: Anatomy, config: TrainConfig, gpu: Gpu, row_tokens: f
     """
     per_token = flops_per_token(anatomy, config, row_tokens)
     tokens = config.global_batch_size * row_tokens
-    compute_s = per_token * tokens / (config.num_workers * gpu.peak_tflops * 1e12 * mfu)
-    num_micro_batches = config.global_batch_size // (config.micro_batch_size * config.num_workers)
+    compute_s = per_token * tokens / (config.worker_range[1] * gpu.peak_tflops * 1e12 * mfu)
+    num_micro_batches = config.global_batch_size // (config.micro_batch_size * config.worker_range[1])
     traffic_s = num_micro_batches * _traffic_bytes(anatomy, config) / (gpu.link_gb_per_s * 1e9)
     return Duration(per_token, compute_s, traffic_s)
 
@@ -59,5 +59,5 @@ def _traffic_bytes(anatomy: Anatomy, config: TrainConfig) -> float:
     layers = anatomy.num_layers * anatomy.layer_parameters
     again = layers if config.fsdp.reshard_after_forward else 0
     gathered = compute_bytes * (anatomy.parameters + again)
-    others = (config.num_workers - 1) / config.num_workers
+    others = (config.worker_range[1] - 1) / config.worker_range[1]
     return others * (gathered + FP32_BYTES * anatomy.trainable)

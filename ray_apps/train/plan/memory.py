@@ -55,7 +55,7 @@ def training_memory(anatomy: Anatomy, config: TrainConfig, stored_bytes: int) ->
     host = {"while loading: the base, whole": stored_bytes * anatomy.parameters}
     if config.fsdp.cpu_offload:
         state["gradients, fp32"] = FP32_BYTES * anatomy.trainable
-        host.update({f"always: {part}": size // config.num_workers for part, size in state.items()})
+        host.update({f"always: {part}": size // config.worker_range[1] for part, size in state.items()})
     return Memory(phases, host)
 
 
@@ -64,11 +64,11 @@ class _FsdpStep:
 
     def __init__(self, anatomy: Anatomy, config: TrainConfig) -> None:
         self.anatomy = anatomy
-        self.world_size = config.num_workers
+        self.world_size = config.worker_range[1]
         self.compute_bytes = 2 if config.precision == "bf16" else 4
         self.reshards = config.fsdp.reshard_after_forward
         self.offloads = config.fsdp.cpu_offload
-        self.accumulates = config.global_batch_size > config.micro_batch_size * config.num_workers
+        self.accumulates = config.global_batch_size > config.micro_batch_size * config.worker_range[1]
 
     def phases(self) -> Iterator[Phase]:
         """All that can be the peak. Between the layers named here every part grows or shrinks evenly."""

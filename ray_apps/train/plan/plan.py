@@ -83,7 +83,7 @@ def _stored_bytes(model_config: PreTrainedConfig) -> int:
 
 
 def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price: float | None = None) -> Plan:
-    """The plan of a run on `config.num_workers` GPUs; `price`: dollars per GPU and hour.
+    """The plan of a run on as many GPUs as `config` has workers at most; `price`: dollars per GPU and hour.
 
     Raises:
         ConfigError: the GPU is not known, or the model lacks a layer that `lora` names.
@@ -98,12 +98,12 @@ def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price:
     duration = step_duration(anatomy, config, gpu, rows.tokens, mfu)
     num_steps = config.max_steps if rows.num_rows is None else count_steps(rows.num_rows, config)
     total_s = None if num_steps is None else num_steps * duration.step_s
-    hourly = None if price is None else price * config.num_workers
+    hourly = None if price is None else price * config.worker_range[1]
     return Plan(
         model=config.model,
         config_source=source,
         gpu=gpu_name,
-        num_gpus=config.num_workers,
+        num_gpus=config.worker_range[1],
         gpu_memory_bytes=gpu.memory_bytes,
         rows=rows,
         anatomy=anatomy,

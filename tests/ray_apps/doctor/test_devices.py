@@ -8,9 +8,10 @@ import torch
 
 from ray_apps.doctor import devices
 from ray_apps.doctor.check import Check
-from ray_apps.doctor.devices import check_devices, driver_version, examine_device, matmul_gflops, memory_limit
+from ray_apps.doctor.devices import check_devices, driver_version, examine_device, memory_limit
 from ray_apps.doctor.needs import MACHINE, Needs
 from ray_apps.doctor.workers import Answer, LocalWorkers
+from ray_apps.machine import matmul_gflops
 
 GB = 10**9
 A100 = {
