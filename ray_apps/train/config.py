@@ -30,6 +30,24 @@ class FsdpSettings(Settings):
     """Keep weights, gradients and optimiser state in host memory."""
 
 
+class DeepspeedSettings(Settings):
+    """The Zero Redundancy Optimizer (ZeRO)."""
+
+    stage: Literal[1, 2, 3] = 2
+    """What is spread over the workers: 1 optimiser state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What is kept in host memory. Weights can be only if they are spread: with stage 3."""
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> Self:
+        if self.offload == "optimizer_and_weights" and self.stage != 3:
+            raise ValueError(
+                f"offload: 'optimizer_and_weights' is not valid with stage {self.stage}; expected stage 3, "
+                "or offload 'none' or 'optimizer'"
+            )
+        return self
+
+
 class CheckpointSettings(Settings):
     """When to save, and how many checkpoints stay."""
 
@@ -88,10 +106,12 @@ class TrainConfig(Settings):
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
     """`auto`: FlashAttention where it is installed and there is a GPU, else PyTorch's own, chat by chat."""
 
-    strategy: Literal["fsdp"] = "fsdp"
+    strategy: Literal["fsdp", "deepspeed"] = "fsdp"
     """How the model is spread over the workers."""
     fsdp: FsdpSettings = FsdpSettings()
-    """Settings of the strategy of that name."""
+    """Settings of the strategy of that name, as are the next."""
+    deepspeed: DeepspeedSettings = DeepspeedSettings()
+    """ZeRO stage and offload."""
     lora: LoraSettings | None = None
     """Train adapters only; the export merges them into the base."""
 

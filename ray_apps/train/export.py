@@ -114,21 +114,39 @@ def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _trained(base: Path, checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
-    group: dict[str, torch.dtype] = {}
+    saved = _saved_names(base, checkpoint)
+    group: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in _weights(base):
-        group[name] = tensor.dtype
+        group[name] = torch.empty_like(tensor, device="meta")
         size += 4 * tensor.numel()
         if size >= SHARD_BYTES:
-            yield from _read_as(checkpoint, group)
+            yield from _read_as(checkpoint, group, saved)
             group, size = {}, 0
-    yield from _read_as(checkpoint, group)
+    yield from _read_as(checkpoint, group, saved)
 
 
-def _read_as(checkpoint: Path, types: dict[str, torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
-    values = _read(checkpoint, [f"model.{name}" for name in types])
-    for name, dtype in types.items():
-        yield name, values.pop(f"model.{name}").to(dtype)
+def _saved_names(base: Path, checkpoint: Path) -> dict[str, str]:
+    """Under which of its names each weight is saved: one that is used twice has two, and may be saved once."""
+    known = _tensors(checkpoint)
+    names: dict[int, list[str]] = {}
+    for name, parameter in check_causal_lm(base).named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name: next((other for other in (name, *aliases) if f"model.{other}" in known), name)
+        for aliases in names.values()
+        for name in aliases
+    }
+
+
+def _read_as(
+    checkpoint: Path, group: dict[str, torch.Tensor], saved: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Values in the shapes and types of `group`. DeepSpeed's are saved flat."""
+    keys = {name: f"model.{saved.get(name, name)}" for name in group}
+    values = _read(checkpoint, sorted(set(keys.values())))
+    for name, like in group.items():
+        yield name, values[keys[name]].reshape(like.shape).to(like.dtype)
 
 
 def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
@@ -137,10 +155,9 @@ def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[
     Raises:
         RunError: an adapter belongs to no tensor of the base.
     """
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
+    adapters = _adapters(checkpoint, lora)
     for name, tensor in _weights(base):
-        adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
+        adapter = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
         if adapter.format("A") in adapters:
             delta = adapters.pop(adapter.format("B")) @ adapters.pop(adapter.format("A"))
             tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
@@ -149,16 +166,31 @@ def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[
         raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
 
 
+def _adapters(checkpoint: Path, lora: LoraSettings) -> dict[str, torch.Tensor]:
+    """The adapters under the names that peft gives them in a file. A is `[r, in]`, B `[out, r]`."""
+    keys = [key for key in _tensors(checkpoint) if key.startswith("model.") and ".lora_" in key]
+    return {
+        key.removeprefix("model.").replace(".default.", "."): value.reshape(
+            (lora.r, -1) if ".lora_A." in key else (-1, lora.r)
+        )
+        for key, value in _read(checkpoint, keys).items()
+    }
+
+
 def _read(checkpoint: Path, keys: list[str]) -> dict[str, torch.Tensor]:
     """Whole tensors of a sharded checkpoint."""
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    known = _tensors(checkpoint)
     wanted: dict[str, Any] = {}
     for key in keys:
-        tensor = known.get(key)
-        if not isinstance(tensor, TensorStorageMetadata):
+        if key not in known:
             raise RunError(f"checkpoint {checkpoint}: it has no tensor {key!r}")
-        wanted[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        wanted[key] = torch.empty(known[key].size, dtype=known[key].properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
         load(wanted, checkpoint_id=checkpoint, no_dist=True)
     return wanted
+
+
+def _tensors(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
+    metadata = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    return {key: value for key, value in metadata.items() if isinstance(value, TensorStorageMetadata)}

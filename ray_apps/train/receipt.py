@@ -13,6 +13,7 @@ NOT_IN_RECEIPT = {
     "checkpoint",
     "cpus_per_worker",
     "dataset",
+    "deepspeed",
     "eval_every_steps",
     "fsdp",
     "log_every_steps",
@@ -22,7 +23,6 @@ NOT_IN_RECEIPT = {
     "num_workers",
     "output",
     "run_dir",
-    "strategy",
     "use_gpu",
 }
 

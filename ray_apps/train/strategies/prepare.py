@@ -1,0 +1,31 @@
+"""What every strategy does to a base before it spreads it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ray_apps.train.adapters import add_lora
+from ray_apps.train.config import TrainConfig
+from ray_apps.train.objective import WeightedLoss
+
+
+def with_loss(model: PreTrainedModel, config: TrainConfig) -> WeightedLoss:
+    """`model` with its adapters, as the module whose forward pass is the loss."""
+    adapted: nn.Module = model if config.lora is None else add_lora(model, config.lora)
+    if config.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return WeightedLoss(adapted)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that make up most of `model`, first to last."""
+    base: Any = model.base_model
+    return list(base.layers)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give all parameters one type. Buffers keep theirs: positions are computed in fp32 from one."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
