@@ -6,10 +6,12 @@ saved does not: `state()` gives them by the names of parameters, as pieces that 
 and world size.
 """
 
+import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,7 +170,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ["LOCAL_RANK"] = str(device.index or 0)  # of the device, in DeepSpeed's eyes
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
+    assert get_accelerator().device_name() == device.type, "something imported DeepSpeed before"
     # It would try out compilers to see what it could build, and build a collective that it does not need.
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     return deepspeed
@@ -176,8 +180,9 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back warnings about DeepSpeed's own code: all of them in the block, those of its collectives for good."""
+    """Keep back what DeepSpeed prints and warns of while it starts, and warnings about its own code for good."""
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    with warnings.catch_warnings():
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -15,12 +15,14 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 class Piece(torch.Tensor):
     """The elements from `start` on of a flat tensor of `num_whole` elements; `[n]`, n may be 0.
 
-    It shares its memory with the tensor it was made of. A copy of it knows its place too. The methods with underscores
+    It shares its memory with the tensor it was made of. A clone of it knows its place too. The methods with underscores
     are the protocol of torch.distributed.checkpoint, which otherwise knows evenly sharded tensors only.
     """
 
     start: int
     num_whole: int
+    # Where it is, a checkpoint's tensor must have the same. What is here is `shape`.
+    size = None  # type: ignore[assignment]
 
     @staticmethod
     def of(values: torch.Tensor, start: int, num_whole: int) -> "Piece":
@@ -43,12 +45,12 @@ class Piece(torch.Tensor):
         return [ChunkStorageMetadata(torch.Size([self.start]), self.shape)] if self.numel() else []
 
     def __create_write_items__(self, name: str, value: Any) -> list[WriteItem]:
-        size, properties = torch.Size([self.num_whole]), TensorProperties.create_from_tensor(self)
+        properties = TensorProperties.create_from_tensor(self)
         return [
             WriteItem(
                 MetadataIndex(name, chunk.offsets),
                 WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk, properties, size),
+                tensor_data=TensorWriteData(chunk, properties, torch.Size([self.num_whole])),
             )
             for chunk in self._chunks()
         ]
