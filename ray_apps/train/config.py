@@ -19,6 +19,8 @@ class LoraSettings(Settings):
     """Share of an adapter's inputs that is left out at random."""
     target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1)
     """Names of the linear layers that get an adapter."""
+    export: Literal["merged", "adapter"] = "merged"
+    """What is exported: the base with the adapters added to it, or the adapters alone, as peft reads them."""
 
 
 class FsdpSettings(Settings):
@@ -96,6 +98,8 @@ class TrainConfig(Settings):
     """Added to the root of that mean."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps its state in 8 bits (Dettmers et al. 2022); in one process only."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the forward and backward pass. Master weights and optimiser state are fp32."""
@@ -113,7 +117,9 @@ class TrainConfig(Settings):
     deepspeed: DeepspeedSettings = DeepspeedSettings()
     """ZeRO stage and offload."""
     lora: LoraSettings | None = None
-    """Train adapters only; the export merges them into the base."""
+    """Train adapters only."""
+    quantize_base: Literal["nf4"] | None = None
+    """Keep the frozen base in 4 bits under the adapters (QLoRA, Dettmers et al. 2023); in one process only."""
 
     num_workers: int = Field(1, ge=1)
     """Worker processes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -21,6 +22,7 @@ from data_prep.tokenizer import encoders_of, load_tokenizer
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
+from ray_apps.train.adapters import peft_config
 from ray_apps.train.config import LoraSettings, TrainConfig
 from ray_apps.train.receipt import run_receipt
 
@@ -60,13 +62,14 @@ def is_exported(config: TrainConfig) -> bool:
 def _origin(config: TrainConfig, step: int) -> dict[str, Any]:
     """What an exported model is made of."""
     receipt = RunDir(config.run_dir).receipt
-    return {"step": step, "receipt": json.loads(receipt.read_text()) if receipt.exists() else None}
+    form = "adapter" if config.lora and config.lora.export == "adapter" else "merged"
+    return {"step": step, "form": form, "receipt": json.loads(receipt.read_text()) if receipt.exists() else None}
 
 
 def export(config: TrainConfig) -> Path:
-    """Write the newest complete checkpoint of the run to `config.output` as a model directory.
+    """Write the newest complete checkpoint of the run to `config.output`, as a model directory or one of adapters.
 
-    The weights have the type of the base's. The chat template is the one the dataset was made with.
+    The weights have the type of the base's, adapters are fp32. The chat template is the one the dataset was made with.
 
     Raises:
         RunError: the run has no complete checkpoint yet, or was made of something else than `config` says.
@@ -79,9 +82,12 @@ def export(config: TrainConfig) -> Path:
     base = local_model_dir(config.model)
     check_run_settings(config)
     with written_aside(Path(config.output)) as directory:
-        tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
-        write_tensors(directory, tensors)
-        shutil.copy(base / "config.json", directory / "config.json")
+        if config.lora and config.lora.export == "adapter":
+            _write_adapter(directory, latest[1], config.lora, config.model)
+        else:
+            tensors = _merged(base, latest[1], config.lora) if config.lora else _trained(base, latest[1])
+            write_tensors(directory, tensors)
+            shutil.copy(base / "config.json", directory / "config.json")
         if (base / "tokenizer.model").exists():
             shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
         _write_tokenizer(directory, config)
@@ -164,6 +170,12 @@ def _merged(base: Path, checkpoint: Path, lora: LoraSettings) -> Iterator[tuple[
         yield name, tensor
     if adapters:
         raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
+
+
+def _write_adapter(directory: Path, checkpoint: Path, lora: LoraSettings, base: str) -> None:
+    """What `peft.PeftModel.from_pretrained` reads."""
+    peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(directory)
+    save_file(_adapters(checkpoint, lora), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _adapters(checkpoint: Path, lora: LoraSettings) -> dict[str, torch.Tensor]:

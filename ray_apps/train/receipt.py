@@ -29,7 +29,7 @@ NOT_IN_RECEIPT = {
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """The settings that matter, what tells the base's weights apart, and what the dataset was made of."""
-    settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
+    settings = config.model_dump(exclude={**dict.fromkeys(NOT_IN_RECEIPT, True), "lora": {"export"}})
     settings["model.fingerprint"] = fingerprint_model(local_model_dir(config.model))
     dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
     settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}

@@ -1,5 +1,7 @@
 """From a config to the strategy it names, with the base in it."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -15,7 +17,9 @@ def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
     """Load the base and hand it to the strategy that `config` names."""
     seed_rank(config.seed, 0)  # fresh adapters must be the same on every rank
     model = load_causal_lm(
-        local_model_dir(config.model), device="cpu", attn_implementation=choose_attention(config.attention, device)
+        local_model_dir(config.model),
+        attn_implementation=choose_attention(config.attention, device),
+        **(_quantized(config, device) if config.quantize_base else {"device": "cpu"}),
     )
     strategy = _choose(config, device)
     strategy.wrap(model)
@@ -23,7 +27,24 @@ def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
     return strategy
 
 
+def _quantized(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """How the base is loaded in 4 bits, straight onto `device`."""
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantize_base,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
+    return {"device": str(device), "device_map": {"": str(device)}, "quantization_config": four_bits}
+
+
 def _choose(config: TrainConfig, device: torch.device) -> Strategy:
+    if config.quantize_base or config.optimizer == "adamw_8bit":
+        from ray_apps.train.strategies.single import SingleStrategy
+
+        return SingleStrategy(config, device)
     if config.strategy == "deepspeed":
         from ray_apps.train.strategies.deepspeed import DeepspeedStrategy
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import Batch
-from ray_apps.train.optimizer import build_optimizer
+from ray_apps.train.optimizer import build_optimizer, first_moments
 from ray_apps.train.strategies.partitions import Place, flat_partitions, places, refresh_weights
 from ray_apps.train.strategies.pieces import Piece
 from ray_apps.train.strategies.prepare import cast_parameters, with_loss
@@ -74,10 +74,7 @@ class DeepspeedStrategy:
     def _begin_moments(self) -> None:
         """Make AdamW's state, which it would only make in its first step, so that a checkpoint can be read into it."""
         for flat in flat_partitions(self._zero):
-            self._zero.optimizer.state[flat] = {
-                "step": torch.zeros((), device=flat.device),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
+            self._zero.optimizer.state[flat] = first_moments(flat)
 
     def _take_masters(self, stored: dict[str, torch.Tensor]) -> None:
         """Start from values that the type of the passes could not hold."""
