@@ -107,6 +107,8 @@ class TrainConfig(Settings):
     """Let a GPU round the factors of fp32 matrix products to 10 mantissa bits."""
     activation_checkpointing: bool = True
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile attention, MLP and norms of the decoder layers with torch.compile; it starts more slowly."""
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
     """`auto`: FlashAttention where it is installed and there is a GPU, else PyTorch's own, chat by chat."""
 

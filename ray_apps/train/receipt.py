@@ -11,6 +11,7 @@ NOT_IN_RECEIPT = {
     "activation_checkpointing",
     "attention",
     "checkpoint",
+    "compile",
     "cpus_per_worker",
     "dataset",
     "deepspeed",

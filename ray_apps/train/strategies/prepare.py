@@ -16,7 +16,16 @@ def with_loss(model: PreTrainedModel, config: TrainConfig) -> WeightedLoss:
     adapted: nn.Module = model if config.lora is None else add_lora(model, config.lora)
     if config.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        _compile(model)
     return WeightedLoss(adapted)
+
+
+def _compile(model: PreTrainedModel) -> None:
+    """Compile the parts of each layer, once for all layers and lengths: a checkpointed layer itself is left alone."""
+    for layer in decoder_layers(model):
+        for part in layer.children():
+            part.compile(dynamic=True)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
