@@ -25,7 +25,7 @@ from ray_apps.train.data import Batch
 from ray_apps.train.optimizer import build_optimizer, first_moments
 from ray_apps.train.strategies.partitions import Place, flat_partitions, places, refresh_weights
 from ray_apps.train.strategies.pieces import Piece
-from ray_apps.train.strategies.prepare import cast_parameters, with_loss
+from ray_apps.train.strategies.prepare import cast_parameters, compute_dtype, with_loss
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -42,13 +42,13 @@ class DeepspeedStrategy:
     def wrap(self, model: PreTrainedModel) -> None:
         """See `Strategy`. The master weights start from the base's own values, whatever type the passes are in."""
         module = with_loss(model, self.config)
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        dtype = compute_dtype(self.config)
         stored = {
             name: parameter.data
             for name, parameter in module.model.named_parameters()
             if parameter.requires_grad and parameter.dtype != dtype
         }
-        cast_parameters(module, dtype)
+        cast_parameters(module, trained=dtype, frozen=dtype)
         module.train()
         optimizer = build_optimizer(module, self.config)
         settings = engine_settings(self.config, self.device)

@@ -21,7 +21,7 @@ from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import Batch
 from ray_apps.train.objective import WeightedLoss
 from ray_apps.train.optimizer import build_optimizer
-from ray_apps.train.strategies.prepare import decoder_layers, with_loss
+from ray_apps.train.strategies.prepare import cast_parameters, compute_dtype, decoder_layers, with_loss
 
 # Frozen weights are the base's own: a LoRA checkpoint holds the adapters alone.
 TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -38,12 +38,15 @@ class FsdpStrategy:
         self.device = device
 
     def wrap(self, model: PreTrainedModel) -> None:
-        """Shard layer by layer, so that at most one layer is in fp32 and whole at any time."""
+        """Shard layer by layer: at most one layer is whole in fp32 at any time. Frozen weights never are in fp32."""
         self.module = with_loss(model, self.config)
         options = self._options()
+        types = {"trained": torch.float32, "frozen": compute_dtype(self.config)}
         for layer in decoder_layers(model):
-            fully_shard(layer.float(), reshard_after_forward=self.config.fsdp.reshard_after_forward, **options)
-        fully_shard(self.module.float(), reshard_after_forward=False, **options)
+            cast_parameters(layer, **types)
+            fully_shard(layer, reshard_after_forward=self.config.fsdp.reshard_after_forward, **options)
+        cast_parameters(self.module, **types)
+        fully_shard(self.module, reshard_after_forward=False, **options)
         self.module.train()
         self.optimizer = build_optimizer(self.module, self.config)
 

@@ -28,13 +28,20 @@ def _compile(model: PreTrainedModel) -> None:
             part.compile(dynamic=True)
 
 
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """The type of the forward and backward pass."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers that make up most of `model`, first to last."""
     base: Any = model.base_model
     return list(base.layers)
 
 
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give all parameters one type. Buffers keep theirs: positions are computed in fp32 from one."""
+def cast_parameters(module: nn.Module, *, trained: torch.dtype, frozen: torch.dtype) -> None:
+    """Give the parameters these types. Buffers keep theirs: positions are computed in fp32 from one."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        dtype = trained if parameter.requires_grad else frozen
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

@@ -96,12 +96,15 @@ def held_out(config: TrainConfig) -> list[float]:
     return [record["eval_loss"] for record in RunDir(config.run_dir).read_metrics() if "eval_loss" in record]
 
 
-def test_bf16_follows_fsdp_s(make: Make, two_ranks: Ranks) -> None:
-    expected = make("fsdp", precision="bf16")
-    runs = [make(f"zero-{stage}", precision="bf16", **zero(stage)) for stage in (1, 2, 3)]
-    runs.append(make("offload", precision="bf16", **zero(3, offload="optimizer_and_weights")))
+@pytest.mark.parametrize("lora", [None, {"r": 4, "dropout": 0.0}])
+def test_bf16_follows_fsdp_s(make: Make, one_rank: Ranks, two_ranks: Ranks, lora: dict[str, Any] | None) -> None:
+    fields = {"precision": "bf16", "lora": lora, "learning_rate": 1e-2 if lora else 1e-3}
+    expected, alone = make("fsdp", **fields), make("one", **fields)
+    runs = [make(f"zero-{stage}", **fields, **zero(stage)) for stage in (1, 2, 3)]
+    runs.append(make("offload", **fields, **zero(3, offload="optimizer_and_weights")))
+    one_rank.train(alone)
     two_ranks.train(expected, *runs)
-    for config in runs:
+    for config in [alone, *runs]:
         assert losses(config) == pytest.approx(losses(expected), abs=2e-2), config.run_dir
 
 
