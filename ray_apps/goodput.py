@@ -51,9 +51,9 @@ class Goodput:
     """Where the time of a run went, in seconds. Time between two commands, when nothing ran, is not of it.
 
     `productive`: optimiser steps that were kept. `initialisation`: from each command to its first step, without
-    `restore`. `save`: training stood still for a checkpoint. `wasted`: steps that a restart threw away. `recovery`: from
-    the last sign of life before an interruption to the first step after, without `restore`. `other`: what is left, such
-    as evaluation.
+    `restore`. `save`: training stood still for a checkpoint. `wasted`: steps that a restart threw away. `recovery`:
+    from the last sign of life before an interruption to the first step after, without `restore`. `other`: what is left,
+    such as evaluation.
     """
 
     productive: float = 0.0
@@ -80,14 +80,15 @@ class Goodput:
 def account(records: Sequence[dict[str, Any]]) -> Goodput:
     """Where the time went, from the lines of the metrics."""
     goodput, kept = Goodput(), dict[int, tuple[float, float]]()
-    cursor, is_first, elapsed = 0.0, True, 0.0
+    cursor: float | None = None
+    is_first, elapsed = True, 0.0
     for record in records:
         event = record.get("event")
         if event == "launch":
             cursor, is_first = record["time"], True
             continue
-        cursor = cursor or record["time"]
-        gap, cursor = max(0.0, record["time"] - cursor), max(cursor, record["time"])
+        last = record["time"] if cursor is None else cursor
+        gap, cursor = max(0.0, record["time"] - last), max(last, record["time"])
         elapsed += gap
         if event == "start":
             restore = min(gap, record.get("restore_s", 0.0))

@@ -12,7 +12,7 @@ from ray_apps.doctor.check import Check, Status, gigabytes
 from ray_apps.doctor.needs import Needs
 from ray_apps.doctor.versions import installed
 from ray_apps.doctor.workers import Answer, Workers, first_ranks
-from ray_apps.machine import usable_cpus
+from ray_apps.machine import matmul_gflops, usable_cpus
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written to

@@ -28,13 +28,20 @@ def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
     """Freeze `model` and give the target modules adapters."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
+    return cast(torch.nn.Module, get_peft_model(cast(Any, model), peft_config(settings)))
+
+
+def peft_config(settings: LoraSettings, **fields: Any) -> Any:
+    """`settings` in peft's own form."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
         task_type="CAUSAL_LM",
+        **fields,
     )
-    return cast(torch.nn.Module, get_peft_model(cast(Any, model), config))

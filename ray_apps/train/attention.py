@@ -45,6 +45,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+@torch.compiler.disable  # the loop would be compiled anew for each number of chats
 def per_document_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

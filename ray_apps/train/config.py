@@ -20,6 +20,8 @@ class LoraSettings(Settings):
     """Share of an adapter's inputs that is left out at random."""
     target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1)
     """Names of the linear layers that get an adapter."""
+    export: Literal["merged", "adapter"] = "merged"
+    """What is exported: the base with the adapters added to it, or the adapters alone, as peft reads them."""
 
 
 class FsdpSettings(Settings):
@@ -29,6 +31,24 @@ class FsdpSettings(Settings):
     """Free gathered weights after the forward pass. Without it: less traffic, more memory (as ZeRO-2)."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimiser state in host memory."""
+
+
+class DeepspeedSettings(Settings):
+    """The Zero Redundancy Optimizer (ZeRO)."""
+
+    stage: Literal[1, 2, 3] = 2
+    """What is spread over the workers: 1 optimiser state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What is kept in host memory. Weights can be only if they are spread: with stage 3."""
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> Self:
+        if self.offload == "optimizer_and_weights" and self.stage != 3:
+            raise ValueError(
+                f"offload: 'optimizer_and_weights' is not valid with stage {self.stage}; expected stage 3, "
+                "or offload 'none' or 'optimizer'"
+            )
+        return self
 
 
 class CheckpointSettings(Settings):
@@ -99,6 +119,8 @@ class TrainConfig(Settings):
     """Added to the root of that mean."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps its state in 8 bits (Dettmers et al. 2022); in one process only."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the forward and backward pass. Master weights and optimiser state are fp32."""
@@ -106,15 +128,21 @@ class TrainConfig(Settings):
     """Let a GPU round the factors of fp32 matrix products to 10 mantissa bits."""
     activation_checkpointing: bool = True
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile attention, MLP and norms of the decoder layers with torch.compile; it starts more slowly."""
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
     """`auto`: FlashAttention where it is installed and there is a GPU, else PyTorch's own, chat by chat."""
 
-    strategy: Literal["fsdp"] = "fsdp"
+    strategy: Literal["fsdp", "deepspeed"] = "fsdp"
     """How the model is spread over the workers."""
     fsdp: FsdpSettings = FsdpSettings()
-    """Settings of the strategy of that name."""
+    """Settings of the strategy of that name, as are the next."""
+    deepspeed: DeepspeedSettings = DeepspeedSettings()
+    """ZeRO stage and offload."""
     lora: LoraSettings | None = None
-    """Train adapters only; the export merges them into the base."""
+    """Train adapters only."""
+    quantize_base: Literal["nf4"] | None = None
+    """Keep the frozen base in 4 bits under the adapters (QLoRA, Dettmers et al. 2023); in one process only."""
 
     num_workers: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 1
     """Worker processes; `[min, max]`: as many as there is room for, more or fewer as machines come and go."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import GenerationConfig
@@ -21,6 +22,7 @@ from data_prep.tokenizer import encoders_of, load_tokenizer
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import Checkpoint, RunDir
+from ray_apps.train.adapters import peft_config
 from ray_apps.train.config import LoraSettings, TrainConfig
 from ray_apps.train.receipt import run_receipt
 from ray_apps.train.shards import ShardReader
@@ -65,13 +67,14 @@ def _chosen(config: TrainConfig) -> Checkpoint | None:
 
 def _origin(config: TrainConfig, step: int) -> dict[str, Any]:
     """What an exported model is made of."""
-    return {"step": step, "receipt": RunDir(config.run_dir).read_receipt()}
+    form = "adapter" if config.lora and config.lora.export == "adapter" else "merged"
+    return {"step": step, "form": form, "receipt": RunDir(config.run_dir).read_receipt()}
 
 
 def export(config: TrainConfig) -> Path:
-    """Write the run's newest complete checkpoint, or its best, to `config.output` as a model directory.
+    """Write the run's newest complete checkpoint, or its best, to `config.output`: a model directory or adapters.
 
-    The weights have the type of the base's. The chat template is the one the dataset was made with.
+    The weights have the type of the base's, adapters are fp32. The chat template is the one the dataset was made with.
 
     Raises:
         RunError: the run has no such checkpoint yet, its bytes are not those that were written, or it was made of
@@ -90,9 +93,12 @@ def export(config: TrainConfig) -> Path:
         raise RunError(f"checkpoint {chosen.folder} is damaged: {damage}; remove it, then the one before is taken")
     checkpoint = chosen.folder
     with written_aside(Path(config.output)) as directory:
-        tensors = _merged(base, checkpoint, config.lora) if config.lora else _trained(base, checkpoint)
-        write_tensors(directory, tensors)
-        shutil.copy(base / "config.json", directory / "config.json")
+        if config.lora and config.lora.export == "adapter":
+            _write_adapter(directory, checkpoint, config.lora, config.model)
+        else:
+            tensors = _merged(base, checkpoint, config.lora) if config.lora else _trained(base, checkpoint)
+            write_tensors(directory, tensors)
+            shutil.copy(base / "config.json", directory / "config.json")
         if (base / "tokenizer.model").exists():
             shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
         _write_tokenizer(directory, config)
@@ -125,21 +131,39 @@ def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _trained(base: Path, checkpoint: Folder) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
-    group: dict[str, torch.dtype] = {}
+    saved = _saved_names(base, checkpoint)
+    group: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in _weights(base):
-        group[name] = tensor.dtype
+        group[name] = torch.empty_like(tensor, device="meta")
         size += 4 * tensor.numel()
         if size >= SHARD_BYTES:
-            yield from _read_as(checkpoint, group)
+            yield from _read_as(checkpoint, group, saved)
             group, size = {}, 0
-    yield from _read_as(checkpoint, group)
+    yield from _read_as(checkpoint, group, saved)
 
 
-def _read_as(checkpoint: Folder, types: dict[str, torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
-    values = _read(checkpoint, [f"model.{name}" for name in types])
-    for name, dtype in types.items():
-        yield name, values.pop(f"model.{name}").to(dtype)
+def _saved_names(base: Path, checkpoint: Folder) -> dict[str, str]:
+    """Under which of its names each weight is saved: one that is used twice has two, and may be saved once."""
+    known = _tensors(checkpoint)
+    names: dict[int, list[str]] = {}
+    for name, parameter in check_causal_lm(base).named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name: next((other for other in (name, *aliases) if f"model.{other}" in known), name)
+        for aliases in names.values()
+        for name in aliases
+    }
+
+
+def _read_as(
+    checkpoint: Folder, group: dict[str, torch.Tensor], saved: dict[str, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Values in the shapes and types of `group`. DeepSpeed's are saved flat."""
+    keys = {name: f"model.{saved.get(name, name)}" for name in group}
+    values = _read(checkpoint, sorted(set(keys.values())))
+    for name, like in group.items():
+        yield name, values[keys[name]].reshape(like.shape).to(like.dtype)
 
 
 def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tuple[str, torch.Tensor]]:
@@ -148,10 +172,9 @@ def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tupl
     Raises:
         RunError: an adapter belongs to no tensor of the base.
     """
-    known = ShardReader(checkpoint).read_metadata().state_dict_metadata
-    adapters = _read(checkpoint, [key for key in known if key.startswith("model.") and ".lora_" in key])
+    adapters = _adapters(checkpoint, lora)
     for name, tensor in _weights(base):
-        adapter = f"model.base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
+        adapter = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
         if adapter.format("A") in adapters:
             delta = adapters.pop(adapter.format("B")) @ adapters.pop(adapter.format("A"))
             tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
@@ -160,16 +183,37 @@ def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tupl
         raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
 
 
+def _write_adapter(directory: Path, checkpoint: Folder, lora: LoraSettings, base: str) -> None:
+    """What `peft.PeftModel.from_pretrained` reads."""
+    peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(directory)
+    save_file(_adapters(checkpoint, lora), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _adapters(checkpoint: Folder, lora: LoraSettings) -> dict[str, torch.Tensor]:
+    """The adapters under the names that peft gives them in a file. A is `[r, in]`, B `[out, r]`."""
+    keys = [key for key in _tensors(checkpoint) if key.startswith("model.") and ".lora_" in key]
+    return {
+        key.removeprefix("model.").replace(".default.", "."): value.reshape(
+            (lora.r, -1) if ".lora_A." in key else (-1, lora.r)
+        )
+        for key, value in _read(checkpoint, keys).items()
+    }
+
+
 def _read(checkpoint: Folder, keys: list[str]) -> dict[str, torch.Tensor]:
     """Whole tensors of a sharded checkpoint."""
-    known = ShardReader(checkpoint).read_metadata().state_dict_metadata
+    known = _tensors(checkpoint)
     wanted: dict[str, Any] = {}
     for key in keys:
-        tensor = known.get(key)
-        if not isinstance(tensor, TensorStorageMetadata):
+        if key not in known:
             raise RunError(f"checkpoint {checkpoint}: it has no tensor {key!r}")
-        wanted[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        wanted[key] = torch.empty(known[key].size, dtype=known[key].properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
         load(wanted, storage_reader=ShardReader(checkpoint), no_dist=True)
     return wanted
+
+
+def _tensors(checkpoint: Folder) -> dict[str, TensorStorageMetadata]:
+    metadata = ShardReader(checkpoint).read_metadata().state_dict_metadata
+    return {key: value for key, value in metadata.items() if isinstance(value, TensorStorageMetadata)}

@@ -24,6 +24,7 @@ from ray_apps.model_dir import local_model_dir
 from ray_apps.run_dir import RECEIPT_NAME, RunDir, differences
 from ray_apps.train.attention import has_flash_attention
 from ray_apps.train.base_model import check_base
+from ray_apps.train.combinations import check_combination
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import check_output
 from ray_apps.train.metrics import FAILED, LAUNCHED, STOPPED
@@ -76,6 +77,7 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
             f"which is not that of train.model {config.model!r}; make it again with `vicuna prep --fresh`"
         )
+    check_combination(config)
     check_base(config, directory, manifest.context_length)
     count_run_steps(config, manifest)
     check_resources(config)

@@ -19,8 +19,6 @@ import torch.distributed as dist
 
 from data_prep.errors import RunError
 from ray_apps.machine import matmul_gflops
-from ray_apps.model_dir import local_model_dir
-from ray_apps.models import load_causal_lm
 from ray_apps.run_dir import RunDir
 from ray_apps.train.attention import choose_attention
 from ray_apps.train.checkpoint import restore_checkpoint
@@ -31,9 +29,8 @@ from ray_apps.train.evaluation import held_out_loss
 from ray_apps.train.metrics import FAILED, STOPPED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
 from ray_apps.train.saving import Keeper, Notice, Outside
-from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
-from ray_apps.train.strategies.fsdp import FsdpStrategy
+from ray_apps.train.strategies.build import build_strategy
 from ray_apps.train.watchdog import Watchdog
 
 
@@ -50,18 +47,6 @@ def count_steps(num_rows: int, config: TrainConfig) -> int:
         )
     whole = config.epochs * (num_rows // config.global_batch_size)
     return whole if config.max_steps is None else min(whole, config.max_steps)
-
-
-def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
-    """Load the base and hand it to the strategy that `config` names."""
-    seed_rank(config.seed, 0)  # fresh adapters must be the same on every rank
-    model = load_causal_lm(
-        local_model_dir(config.model), device="cpu", attn_implementation=choose_attention(config.attention, device)
-    )
-    strategy = FsdpStrategy(config, device)
-    strategy.wrap(model)
-    seed_rank(config.seed, dist.get_rank())
-    return strategy
 
 
 def train_step(strategy: Strategy, rows: RowStore, order: RowOrder, step: int, config: TrainConfig) -> dict[str, float]:

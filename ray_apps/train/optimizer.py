@@ -1,6 +1,7 @@
 """AdamW and its learning-rate schedule."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,17 +27,40 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     return config.learning_rate * factor
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters; vectors are not decayed."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    settings: dict[str, Any] = {
+        "params": [group for group in groups if group["params"]],
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    if config.optimizer == "adamw_8bit":
+        from bitsandbytes import optim
+
+        return cast(torch.optim.Optimizer, cast(Any, optim).AdamW8bit(**settings))
+    return torch.optim.AdamW(**settings, fused=True)
+
+
+def begin_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that would only be made in the first step, so that a checkpoint can be read into it."""
+    for number, group in enumerate(optimizer.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[parameter] = first_moments(parameter)
+            else:  # bitsandbytes
+                cast(Any, optimizer).init_state(group, parameter, number, position)
+
+
+def first_moments(weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AdamW's state before the first step."""
+    return {
+        "step": torch.zeros((), device=weights.device),
+        "exp_avg": torch.zeros_like(weights),
+        "exp_avg_sq": torch.zeros_like(weights),
+    }

@@ -16,8 +16,10 @@ NOT_IN_RECEIPT = {
     "activation_checkpointing",
     "attention",
     "checkpoint",
+    "compile",
     "cpus_per_worker",
     "dataset",
+    "deepspeed",
     "eval_every_steps",
     "export",
     "fsdp",
@@ -30,14 +32,13 @@ NOT_IN_RECEIPT = {
     "output",
     "resize_every_s",
     "run_dir",
-    "strategy",
     "use_gpu",
 }
 
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """The settings that matter, what tells the base's weights apart, and what the dataset was made of."""
-    settings = {name: value for name, value in config.model_dump().items() if name not in NOT_IN_RECEIPT}
+    settings = config.model_dump(exclude={**dict.fromkeys(NOT_IN_RECEIPT, True), "lora": {"export"}})
     settings["model.fingerprint"] = fingerprint_model(local_model_dir(config.model))
     dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
     settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}

@@ -25,18 +25,18 @@ def model_flops_per_token(directory: Path, context: float) -> float:
     N: weights without the input embedding; L, H, Q: layers, heads, dimensions of a head; T: tokens attended to, half of
     a chat of `context` tokens on average (Chowdhery et al. 2022, appendix B).
     """
-    model = check_causal_lm(directory)
-    settings: Any = model.config.get_text_config()
-    tied = settings.tie_word_embeddings
+    model: Any = check_causal_lm(directory)
+    settings = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())
-    if not tied:
+    if not settings.tie_word_embeddings:
         weights -= model.get_input_embeddings().weight.numel()
     head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-    return 6.0 * weights + 12.0 * settings.num_hidden_layers * settings.num_attention_heads * head * context / 2
+    attention = 12.0 * settings.num_hidden_layers * settings.num_attention_heads * head * context / 2
+    return float(6.0 * weights + attention)
 
 
 def peak_flops(device: str, measured: float) -> tuple[float, str]:
-    """What one device can do in a second, and where the figure is from: its datasheet, or the rate of a product here."""
+    """Operations one device can do in a second, and whose figure that is: its datasheet's, or one measured here."""
     for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if name in device:
             return PEAK_FLOPS[name], f"{name}'s datasheet"

@@ -17,11 +17,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ray_apps.train.adapters import add_lora
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import Batch
 from ray_apps.train.objective import WeightedLoss
 from ray_apps.train.optimizer import build_optimizer
+from ray_apps.train.strategies.prepare import cast_parameters, compute_dtype, decoder_layers, with_loss
 
 # Frozen weights are the base's own: a LoRA checkpoint holds the adapters alone.
 TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -38,15 +38,15 @@ class FsdpStrategy:
         self.device = device
 
     def wrap(self, model: PreTrainedModel) -> None:
-        """Shard layer by layer, so that at most one layer is in fp32 and whole at any time."""
-        adapted: nn.Module = model if self.config.lora is None else add_lora(model, self.config.lora)
-        if self.config.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        self.module = WeightedLoss(adapted)
+        """Shard layer by layer: at most one layer is whole in fp32 at any time. Frozen weights never are in fp32."""
+        self.module = with_loss(model, self.config)
         options = self._options()
-        for layer in _decoder_layers(model):
-            fully_shard(layer.float(), reshard_after_forward=self.config.fsdp.reshard_after_forward, **options)
-        fully_shard(self.module.float(), reshard_after_forward=False, **options)
+        types = {"trained": torch.float32, "frozen": compute_dtype(self.config)}
+        for layer in decoder_layers(model):
+            cast_parameters(layer, **types)
+            fully_shard(layer, reshard_after_forward=self.config.fsdp.reshard_after_forward, **options)
+        cast_parameters(self.module, **types)
+        fully_shard(self.module, reshard_after_forward=False, **options)
         self.module.train()
         self.optimizer = build_optimizer(self.module, self.config)
 
@@ -93,8 +93,3 @@ class FsdpStrategy:
         """See `Strategy`."""
         set_model_state_dict(self.module.model, state["model"], options=TRAINABLE_ONLY)
         set_optimizer_state_dict(self.module.model, self.optimizer, state["optimizer"], options=TRAINABLE_ONLY)
-
-
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    base: Any = model.base_model
-    return list(base.layers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +47,26 @@ def test_offload_gives_the_same_losses(make_config: Callable[..., TrainConfig], 
     plain = make_config(max_steps=3, run_dir=str(tmp_path / "plain"), tf32=False)
     offloaded = make_config(max_steps=3, run_dir=str(tmp_path / "offload"), tf32=False, fsdp={"cpu_offload": True})
     assert losses(offloaded) == pytest.approx(losses(plain), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+def test_deepspeed_gives_the_same_losses(make_config: Callable[..., TrainConfig], nccl: None, tmp_path: Path) -> None:
+    """All of it in one process group: DeepSpeed remembers the one it started with."""
+    plain = losses(make_config(max_steps=3, run_dir=str(tmp_path / "plain"), tf32=False))
+    for stage, offload in [(2, "none"), (2, "optimizer"), (3, "none"), (3, "optimizer_and_weights")]:
+        config = make_config(
+            max_steps=3,
+            run_dir=str(tmp_path / f"{stage}-{offload}"),
+            tf32=False,
+            strategy="deepspeed",
+            deepspeed={"stage": stage, "offload": offload},
+        )
+        assert losses(config) == pytest.approx(plain, rel=1e-3), config.run_dir
+
+
+@pytest.mark.parametrize(
+    "fields", [{"optimizer": "adamw_8bit"}, {"quantize_base": "nf4", "lora": {"r": 4}, "learning_rate": 1e-2}]
+)
+def test_bitsandbytes_learns(make_config: Callable[..., TrainConfig], nccl: None, fields: dict[str, Any]) -> None:
+    curve = losses(make_config(max_steps=6, precision="bf16", **fields))
+    assert curve[-1] < curve[0]
