@@ -21,6 +21,7 @@ from ray_apps.train.config import CheckpointSettings
 from ray_apps.train.shards import ShardReader, ShardWriter
 from ray_apps.train.state import TrainState
 from ray_apps.train.strategies.base import Strategy
+from ray_apps.train.strategies.pieces import Piece
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Saver:
         if not self._settings.asynchronous:
             self._run_save(self._pending, live, state.step, eval_loss, started, None)
             return
-        staged: Any = self._stager.stage(live)
+        staged = _with_pieces(self._stager.stage(_without_pieces(live)), live)
         blocked_s = time.monotonic() - started
         threading.Thread(
             target=self._run_save,
@@ -133,6 +134,20 @@ class Saver:
 
     def _together(self, part: Callable[[], object]) -> str | None:
         return _together(part, self._group)
+
+
+def _without_pieces(live: Any) -> Any:
+    """The state but for what torch's stager does not know."""
+    if isinstance(live, dict):
+        return {name: _without_pieces(value) for name, value in live.items()}
+    return None if isinstance(live, Piece) else live
+
+
+def _with_pieces(staged: Any, live: Any) -> Any:
+    """What was staged, with a copy of each piece in its place."""
+    if isinstance(live, dict):
+        return {name: _with_pieces(staged[name], value) for name, value in live.items()}
+    return live.to("cpu", copy=True) if isinstance(live, Piece) else staged
 
 
 def _with_room(problem: str, run: RunDir) -> str:

@@ -100,12 +100,17 @@ def run_training(
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    with Watchdog(RunDir(config.run_dir), config.hang_timeout_s) as watchdog:
+        _train(config, device, Outside(after_save, notice), watchdog)
+
+
+def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog: Watchdog) -> None:
+    """Build, restore, iterate, step, maybe save."""
     run, rows = RunDir(config.run_dir), RowStore(Path(config.dataset) / "train")
     held_out = RowStore(Path(config.dataset) / "eval")
     order = RowOrder(len(rows), config.global_batch_size, config.seed)
     num_steps = count_steps(len(rows), config)
 
-    watchdog = Watchdog(run, config.hang_timeout_s)
     started = time.monotonic()
     strategy = build_strategy(config, device)
     built = time.monotonic()
@@ -121,7 +126,7 @@ def run_training(
     spent = {"build_s": built - started, "restore_s": restored - built}
     attention = choose_attention(config.attention, device)
     metrics.event("start", step=state.step, num_steps=num_steps, **_places(), **spent, attention=attention)
-    keeper = Keeper(config, strategy, metrics, Outside(after_save, notice), num_steps)
+    keeper = Keeper(config, strategy, metrics, outside, num_steps)
     ended = "finish"
     with _recorded(metrics, keeper), stop_signal() as stop:
         for step in range(state.step, num_steps):
@@ -136,7 +141,6 @@ def run_training(
             if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
                 ended = STOPPED
                 break
-    watchdog.stop()
     spent = {"outside_s": keeper.outside_s, "elapsed_s": time.monotonic() - started}
     metrics.event(ended, step=state.step, **spent, **_device(config, device))
     metrics.close()

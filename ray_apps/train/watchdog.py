@@ -89,16 +89,24 @@ class Watchdog:
         self._has_warned = False
         self._stopped = threading.Event()
         self._store = _shared_store(self._rank, self._world_size)
-        for work in (self._watch, self._exchange):
-            threading.Thread(target=work, name="watchdog", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._exchange)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def progress(self, step: int) -> None:
         """Training has come so far."""
         self._step, self._progressed_at, self._has_warned = step, time.monotonic(), False
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Stop watching."""
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(self._silent_s)
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval_s):

@@ -24,7 +24,7 @@ def make(make_config: Make, long_dataset: Path, tmp_path: Path) -> Make:
 
     def named(name: str, **fields: Any) -> TrainConfig:
         places = {"run_dir": str(tmp_path / name), "output": str(tmp_path / f"{name}-model")}
-        values = {"max_steps": 6, "checkpoint": {"every_steps": 2, "keep_last": 1}}
+        values = {"max_steps": 6, "checkpoint": {"every_steps": 2, "keep_last": 1, "asynchronous": False}}
         return make_config(**{"dataset": str(long_dataset), **places, **values, **fields})
 
     return named

@@ -68,7 +68,7 @@ def test_8_bits_follow_32(make: Make) -> None:
     assert train(eight) == pytest.approx(train(whole), abs=0.1)
     latest = RunDir(eight.run_dir).latest_checkpoint()
     assert latest is not None
-    saved = FileSystemReader(latest[1]).read_metadata().state_dict_metadata
+    saved = FileSystemReader(latest.folder.path).read_metadata().state_dict_metadata
     state: Any = saved["optimizer.state.model.layers.0.mlp.up_proj.weight.state1"]
     assert state.properties.dtype == torch.uint8
 
