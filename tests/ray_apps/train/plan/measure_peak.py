@@ -48,7 +48,7 @@ def train_two_steps(case: dict[str, Any]) -> None:
     with record_function(TRAINING):
         for _ in range(2):
             for _ in range(config.global_batch_size // (config.micro_batch_size * config.num_workers)):
-                strategy.backward(batch, 1.0)
+                strategy.backward(batch, 1.0, last=True)
             strategy.step(1e-4)
 
 
