@@ -51,12 +51,23 @@ class Memory:
 def training_memory(anatomy: Anatomy, config: TrainConfig, stored_bytes: int) -> Memory:
     """Memory of one worker; `stored_bytes`: of one weight in the files of the base."""
     phases = list(_FsdpStep(anatomy, config).phases())
-    state = {"weights, fp32": FP32_BYTES * anatomy.parameters, "AdamW moments": MOMENTS_BYTES * anatomy.trainable}
+    state = {**_weights(anatomy, config), "AdamW moments": MOMENTS_BYTES * anatomy.trainable}
     host = {"while loading: the base, whole": stored_bytes * anatomy.parameters}
     if config.fsdp.cpu_offload:
         state["gradients, fp32"] = FP32_BYTES * anatomy.trainable
         host.update({f"always: {part}": size // config.worker_range[1] for part, size in state.items()})
     return Memory(phases, host)
+
+
+def _weights(anatomy: Anatomy, config: TrainConfig) -> dict[str, int]:
+    """Trained weights are held in fp32, frozen ones in the compute type."""
+    trained = {"weights, fp32": FP32_BYTES * anatomy.trainable}
+    frozen = _compute_bytes(config) * (anatomy.parameters - anatomy.trainable)
+    return {**trained, "frozen weights": frozen} if frozen else trained
+
+
+def _compute_bytes(config: TrainConfig) -> int:
+    return 2 if config.precision == "bf16" else FP32_BYTES
 
 
 class _FsdpStep:
@@ -65,7 +76,8 @@ class _FsdpStep:
     def __init__(self, anatomy: Anatomy, config: TrainConfig) -> None:
         self.anatomy = anatomy
         self.world_size = config.worker_range[1]
-        self.compute_bytes = 2 if config.precision == "bf16" else 4
+        self.weights = _weights(anatomy, config)
+        self.compute_bytes = _compute_bytes(config)
         self.reshards = config.fsdp.reshard_after_forward
         self.offloads = config.fsdp.cpu_offload
         self.accumulates = config.global_batch_size > config.micro_batch_size * config.worker_range[1]
@@ -86,7 +98,7 @@ class _FsdpStep:
         if self.offloads:
             return {}
         return {
-            "weights, fp32": FP32_BYTES * self.anatomy.parameters // self.world_size,
+            **{part: size // self.world_size for part, size in self.weights.items()},
             "AdamW moments": MOMENTS_BYTES * self.anatomy.trainable // self.world_size,
             "gradients, fp32": FP32_BYTES * gradients // self.world_size,
         }
