@@ -146,8 +146,8 @@ def _check_gpus(needs: Needs, node: str, facts: dict[str, Any], gpus: Sequence[d
     peers = {True: ", direct access between them", False: ", no direct access between them", None: ""}
     found = (
         f"{len(gpus)} × {first['name']}, {describe_bytes(first['memory_bytes'])} each, at least "
-        f"{describe_bytes(free)} free, compute capability {first['compute_capability']}{peers[first['peers']]}; driver {facts['driver']}, "
-        f"CUDA {facts['cuda']}, NCCL {facts['nccl']}"
+        f"{describe_bytes(free)} free, compute capability {first['compute_capability']}{peers[first['peers']]}; "
+        f"driver {facts['driver']}, CUDA {facts['cuda']}, NCCL {facts['nccl']}"
     )
     status, advice = _judge_gpus(needs, gpus)
     measures = {"num_gpus": len(gpus), "gpu_memory_bytes": first["memory_bytes"], "gpu_free_bytes": free}
