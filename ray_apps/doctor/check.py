@@ -23,6 +23,8 @@ class Check:
     """The same figures for a program; each name ends in its unit."""
 
 
-def gigabytes(num_bytes: float) -> str:
-    """A size as people write it: `0.06 GB`, `1.5 GB`, `840 GB`."""
+def describe_bytes(num_bytes: float) -> str:
+    """A size as people write it: `64 MB`, `1.5 GB`, `840 GB`."""
+    if num_bytes < 1e8:
+        return f"{num_bytes / 1e6:,.3g} MB"
     return f"{num_bytes / 1e9:.2g} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:,.0f} GB"

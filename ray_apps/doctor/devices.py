@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from ray_apps.doctor.check import Check, Status, gigabytes
+from ray_apps.doctor.check import Check, Status, describe_bytes
 from ray_apps.doctor.needs import Needs
 from ray_apps.doctor.versions import installed
 from ray_apps.doctor.workers import Answer, Workers, first_ranks
@@ -21,7 +21,7 @@ SHM_SHARE = 0.3
 FREE = 0.9
 """Share of a GPU's memory that is free if nothing else uses it."""
 SLOW = 0.8
-"""A device slower than this share of the median holds up all the others."""
+"""A GPU slower than this share of the median holds up all the others."""
 
 
 def memory_limit() -> int:
@@ -96,7 +96,7 @@ def check_devices(needs: Needs, workers: Workers, answers: Sequence[Answer]) -> 
 def _check_node(node: str, facts: dict[str, Any]) -> list[Check]:
     memory, free, shm = facts["memory_bytes"], facts["free_memory_bytes"], facts["shm_bytes"]
     measures = {"num_cpus": facts["num_cpus"], "memory_bytes": memory, "free_memory_bytes": free}
-    found = f"{facts['num_cpus']} CPUs, {gigabytes(memory)} memory of which {gigabytes(free)} free"
+    found = f"{facts['num_cpus']} CPUs, {describe_bytes(memory)} memory of which {describe_bytes(free)} free"
     checks = [Check("devices", node, "ok", found, measures=measures)]
     if shm is None:
         return checks
@@ -105,10 +105,10 @@ def _check_node(node: str, facts: dict[str, Any]) -> list[Check]:
     if shm < SHM_SHARE * memory:
         status = "warning"
         advice = (
-            f"give it {gigabytes(SHM_SHARE * memory)} (docker run --shm-size), or Ray keeps its objects on a disk and "
-            "NCCL may fail to start"
+            f"give it {describe_bytes(SHM_SHARE * memory)} (docker run --shm-size), or Ray keeps its objects on a disk "
+            "and NCCL may fail to start"
         )
-    return [*checks, Check("devices", str(SHM), status, gigabytes(shm), advice, {"shm_bytes": shm})]
+    return [*checks, Check("devices", str(SHM), status, describe_bytes(shm), advice, {"shm_bytes": shm})]
 
 
 def _check_gpus(needs: Needs, node: str, facts: dict[str, Any], gpus: Sequence[dict[str, Any]]) -> list[Check]:
@@ -118,9 +118,9 @@ def _check_gpus(needs: Needs, node: str, facts: dict[str, Any], gpus: Sequence[d
     first, free = gpus[0], min(gpu["free_bytes"] for gpu in gpus)
     peers = {True: ", direct access between them", False: ", no direct access between them", None: ""}
     found = (
-        f"{len(gpus)} × {first['name']}, {gigabytes(first['memory_bytes'])} each, at least {gigabytes(free)} free, "
-        f"compute capability {first['compute_capability']}{peers[first['peers']]}; driver {facts['driver']}, "
-        f"CUDA {facts['cuda']}, NCCL {facts['nccl']}"
+        f"{len(gpus)} × {first['name']}, {describe_bytes(first['memory_bytes'])} each, at least "
+        f"{describe_bytes(free)} free, compute capability {first['compute_capability']}{peers[first['peers']]}; "
+        f"driver {facts['driver']}, CUDA {facts['cuda']}, NCCL {facts['nccl']}"
     )
     status, advice = _judge_gpus(needs, gpus)
     measures = {"num_gpus": len(gpus), "gpu_memory_bytes": first["memory_bytes"], "gpu_free_bytes": free}
@@ -168,7 +168,8 @@ def _check_rates(needs: Needs, facts: dict[str, dict[str, Any]]) -> list[Check]:
     advice = ""
     used = needs.precision or ("bf16" if kind == "GPU" else "fp32")
     usual = median(rates[used].values())
-    if slow := [who for who, rate in rates[used].items() if rate < SLOW * usual]:
+    slow = [who for who, rate in rates[used].items() if rate < SLOW * usual]
+    if kind == "GPU" and slow:  # CPUs of one machine differ by chance, from moment to moment
         status, advice = "warning", f"{', '.join(slow)} is slower than {_rate(usual)}, as most are: look for other work"
     elif needs.precision == "bf16" and lowest["bf16"] < lowest["fp32"]:
         status, advice = "warning", "bf16 is the slower one here: set train.precision=fp32"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from data_prep.errors import ModelError
 from data_prep.storage import MODEL_FILES, is_hub_id, is_remote, local_model, open_filesystem
-from ray_apps.doctor.check import Check, gigabytes
+from ray_apps.doctor.check import Check, describe_bytes
 from ray_apps.doctor.needs import Needs
 from ray_apps.doctor.workers import Workers, failures, first_ranks
 
@@ -139,8 +139,8 @@ def _weigh(field: str, model: str, directory: str, needs: Needs, workers: Worker
         return Check("model", field, "problem", f"{model}: {counted.failure}", advice), None
     size = Size(*counted.value)
     found = (
-        f"{model}: {size.num_parameters / 1e6:,.0f} million parameters, {size.num_trained / 1e6:,.1f} million trained, "
-        f"{gigabytes(size.checkpoint_bytes)} a checkpoint"
+        f"{model}: {size.num_parameters:,} parameters, {size.num_trained:,} trained, "
+        f"{describe_bytes(size.checkpoint_bytes)} a checkpoint"
     )
     measures = {"num_parameters": size.num_parameters, "num_trained": size.num_trained}
     return Check("model", field, "ok", found, measures=measures | {"checkpoint_bytes": size.checkpoint_bytes}), size

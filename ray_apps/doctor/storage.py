@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from data_prep.errors import VicunaError
 from data_prep.storage import commit_directory, is_remote, open_filesystem
-from ray_apps.doctor.check import Check, gigabytes
+from ray_apps.doctor.check import Check, describe_bytes
 from ray_apps.doctor.workers import Answer, Workers, failures, first_ranks
 
 SHARD_BYTES = 32 * 2**20
@@ -245,14 +245,14 @@ def _judge(name: str, path: str, measures: dict[str, float], needed: int) -> Che
         f"commit {measures['commit_s'] * 1e3:,.0f} ms"
     )
     if "free_bytes" not in measures:
-        told = f"{found}; {gigabytes(needed)} will be written" if needed else found
+        told = f"{found}; {describe_bytes(needed)} will be written" if needed else found
         return Check("storage", name, "ok", told, measures={**measures, "needed_bytes": needed})
     free, missing = measures["free_bytes"], max(0, needed - measures["used_bytes"])
-    found += f", {gigabytes(free)} free" + (f" of {gigabytes(missing)} still needed" if needed else "")
+    found += f", {describe_bytes(free)} free" + (f" of {describe_bytes(missing)} still needed" if needed else "")
     kept = {key: value for key, value in measures.items() if key != "device"} | {"needed_bytes": needed}
     if free >= missing:
         return Check("storage", name, "ok", found, measures=kept)
-    advice = f"free {gigabytes(missing - free)}, keep fewer checkpoints, or choose a larger disk"
+    advice = f"free {describe_bytes(missing - free)}, keep fewer checkpoints, or choose a larger disk"
     return Check("storage", name, "problem", found, advice, kept)
 
 

@@ -4,8 +4,10 @@ A function is called as `function(rank, world_size, *arguments)` and returns pla
 """
 
 import multiprocessing
+import os
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -137,6 +139,7 @@ class LocalWorkers:
 
 def _work(connection: Connection, rank: int, world_size: int) -> None:
     """Answer until nobody asks any more."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no part of the report
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which then ends this one
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ray_apps.doctor.check import Check, gigabytes
+from ray_apps.doctor.check import Check, describe_bytes
 from ray_apps.doctor.report import print_json, print_report
 
 GOOD = Check("devices", "node [a]", "ok", "2 CPUs", measures={"num_cpus": 2})
@@ -36,6 +36,6 @@ def test_a_program_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_json([GOOD])
 
 
-@pytest.mark.parametrize(("size", "text"), [(64e6, "0.064 GB"), (1.5e9, "1.5 GB"), (39.6e9, "40 GB"), (0, "0 GB")])
+@pytest.mark.parametrize(("size", "text"), [(64e6, "64 MB"), (1.5e9, "1.5 GB"), (39.6e9, "40 GB"), (0, "0 MB")])
 def test_sizes_are_short(size: float, text: str) -> None:
-    assert gigabytes(size) == text
+    assert describe_bytes(size) == text
