@@ -266,7 +266,7 @@ def test_a_plan_needs_no_weights_and_no_dataset(
     (line,) = mistake(*arguments, "--gpu", "l5")
     assert line.startswith("--gpu: 'l5' is not known; valid: ")
     (line,) = mistake(*arguments[:4], "3", "--gpu", "l4")
-    assert line.startswith("train.global_batch_size: 8 is not a multiple of")
+    assert line.startswith("train.global_batch_size: 2 is not a multiple of")
 
 
 def begin_run(**overrides: Any) -> RunDir:
