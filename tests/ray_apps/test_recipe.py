@@ -80,7 +80,7 @@ def test_the_whole_file_is_checked_whichever_section_is_used(tmp_path: Path) -> 
         "decontamination, dedup, eval_fraction, exclude_ids, filters, group_size, identity, moderation, output, "
         "oversize_round, pack, sources, template, tokenizer",
         "train.epochs: '3' is not valid; expected a valid integer",
-        "train.lora.rank: unknown field. Valid fields: alpha, dropout, r, target_modules",
+        "train.lora.rank: unknown field. Valid fields: alpha, dropout, export, r, target_modules",
         "dta: unknown field; did you mean 'data'? Valid fields: data, train",
     ]
 

@@ -21,7 +21,7 @@ class Piece(torch.Tensor):
 
     start: int
     num_whole: int
-    # Where it is, a checkpoint's tensor must have the same. What is here is `shape`.
+    # torch.distributed.checkpoint would take it for that of the whole, and refuse the piece. `shape` is the piece's.
     size = None  # type: ignore[assignment]
 
     @staticmethod

@@ -53,10 +53,17 @@ def test_every_strategy_gives_the_losses_of_one_process(make: Make, one_rank: Ra
 
 def test_a_resumed_run_ends_bit_identical(make: Make, two_ranks: Ranks) -> None:
     """In both precisions: what is saved are the fp32 master weights."""
-    for stage, precision in [(1, "bf16"), (2, "bf16"), (2, "fp32"), (3, "bf16"), (3, "fp32")]:
-        kind = f"{stage}-{precision}"
-        whole = make(f"whole-{kind}", **zero(stage), precision=precision)
-        torn = make(f"torn-{kind}", **zero(stage), precision=precision)
+    kinds = {
+        "1": {**zero(1), "precision": "bf16"},
+        "2": {**zero(2), "precision": "bf16"},
+        "2-fp32": zero(2),
+        "2-offload": {**zero(2, offload="optimizer"), "precision": "bf16"},
+        "3": {**zero(3), "precision": "bf16"},
+        "3-fp32": zero(3),
+        "3-offload": {**zero(3, offload="optimizer_and_weights"), "precision": "bf16"},
+    }
+    for kind, fields in kinds.items():
+        whole, torn = make(f"whole-{kind}", **fields), make(f"torn-{kind}", **fields)
         two_ranks.train(whole)
         two_ranks.train(torn, stop_after=4)
         assert len(losses(torn)) == 4
