@@ -16,13 +16,15 @@ from ray.core.generated import autoscaler_pb2
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.launch import train
+from ray_apps.train.saving import Keeper
+from ray_apps.train.worker import train_loop_per_worker
 from tests import tiny
 from tests.processes import run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
-STEPS = 90
+STEPS = 40
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
@@ -34,11 +36,28 @@ SETTINGS = {
 }
 
 
+PAUSE_S = 0.25
+"""After each step, so that a run of a tiny model lasts until Ray has seen a node come, which takes it up to 40 s."""
+
+
+def train_slowly(values: dict[str, Any]) -> None:
+    """What each worker runs."""
+    after_step = Keeper.after_step
+
+    def pausing(*arguments: Any, **options: Any) -> bool:
+        time.sleep(PAUSE_S)
+        return after_step(*arguments, **options)
+
+    Keeper.after_step = pausing  # type: ignore[method-assign]
+    train_loop_per_worker(values)
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs; workers go to nodes of one CPU, added by the test."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ray_apps.train.launch.train_loop_per_worker", train_slowly)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield cluster
     ray.shutdown()
@@ -54,7 +73,7 @@ def config(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "dataset": str(dataset),
             "run_dir": str(tmp_path / "run"),
             "output": str(tmp_path / "model"),
-            "global_batch_size": 8,
+            "global_batch_size": 4,
             "max_steps": STEPS,
             "epochs": 999,
             "learning_rate": 1e-3,
@@ -103,7 +122,7 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     cluster: Cluster, config: TrainConfig, tmp_path: Path
 ) -> None:
     """2 → 1 → 2 workers."""
-    config = config.model_copy(update={"max_steps": 450})
+    config = config.model_copy(update={"max_steps": 320})
     fixed = fixed_run(config, tmp_path)
     cluster.add_node(num_cpus=1)
     leaving = cluster.add_node(num_cpus=1)
