@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -114,6 +115,12 @@ class Events:
                 self.threads[-1].start()
 
 
+def add_node(cluster: Cluster) -> None:
+    """In a thread, where the handlers that Ray sets for a node's processes cannot be set."""
+    with patch("signal.signal"):
+        cluster.add_node(num_cpus=1)
+
+
 def trained(step: int) -> Callable[[dict[str, Any]], bool]:
     return lambda record: "loss" in record and record["step"] >= step
 
@@ -129,7 +136,7 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     ray.init(address=cluster.address, log_to_driver=False)
     events = Events()
     events.when(trained(12), lambda: cluster.remove_node(leaving, allow_graceful=False))
-    events.when(trained(25), lambda: cluster.add_node(num_cpus=1))
+    events.when(trained(25), lambda: add_node(cluster))
     train(config, on_progress=events.watch)
     assert events.sizes[0] == 2
     assert 1 in events.sizes
