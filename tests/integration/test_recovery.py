@@ -111,14 +111,15 @@ class Events:
                 self.sizes.append(len(record["pids"]))
             if self._pending and self._pending[0][0](record):
                 _, action = self._pending.pop(0)
-                self.threads.append(threading.Thread(target=action))
+                self.threads.append(threading.Thread(target=action, daemon=True))
                 self.threads[-1].start()
 
 
-def add_node(cluster: Cluster) -> None:
-    """In a thread, where the handlers that Ray sets for a node's processes cannot be set."""
+def add_node(cluster: Cluster, until: threading.Event) -> None:
+    """In a thread, where the handlers that Ray sets for a node cannot be set; the node's processes end with it."""
     with patch("signal.signal"):
         cluster.add_node(num_cpus=1)
+    until.wait()
 
 
 def trained(step: int) -> Callable[[dict[str, Any]], bool]:
@@ -136,8 +137,10 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     ray.init(address=cluster.address, log_to_driver=False)
     events = Events()
     events.when(trained(12), lambda: cluster.remove_node(leaving, allow_graceful=False))
-    events.when(trained(25), lambda: add_node(cluster))
+    done = threading.Event()
+    events.when(trained(25), lambda: add_node(cluster, done))
     train(config, on_progress=events.watch)
+    done.set()
     assert events.sizes[0] == 2
     assert 1 in events.sizes
     assert events.sizes[-1] == 2
