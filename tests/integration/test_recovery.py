@@ -130,7 +130,7 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     cluster: Cluster, config: TrainConfig, tmp_path: Path
 ) -> None:
     """2 → 1 → 2 workers."""
-    config = config.model_copy(update={"max_steps": 320})
+    config = config.model_copy(update={"max_steps": 220})
     fixed = fixed_run(config, tmp_path)
     cluster.add_node(num_cpus=1)
     leaving = cluster.add_node(num_cpus=1)
