@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from pyarrow import fs
 
-from data_prep.storage import commit_directory, flush, is_remote, open_filesystem, write_text
+from data_prep.storage import commit_directory, is_remote, open_filesystem, write_text
 
 
 class Folder:
@@ -106,8 +106,3 @@ class Folder:
     def free_bytes(self) -> int | None:
         """Room left on its disk; None on S3."""
         return None if self.is_remote else shutil.disk_usage(self.path).free
-
-    def flush(self) -> None:
-        """Force its entries to the disk."""
-        if not self.is_remote:
-            flush(Path(self.path))

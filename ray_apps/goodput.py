@@ -84,6 +84,8 @@ def account(records: Sequence[dict[str, Any]]) -> Goodput:
     is_first, elapsed = True, 0.0
     for record in records:
         event = record.get("event")
+        if event == "warning":
+            continue
         if event == "launch":
             cursor, is_first = record["time"], True
             continue

@@ -137,6 +137,13 @@ class RunDir:
             else:
                 yield Checkpoint(step, folder, found["files"], found.get("eval_loss"))
 
+    def condemn(self, checkpoint: Checkpoint, damage: str) -> None:
+        """Take a damaged checkpoint out of those that are complete, and say so; its files stay."""
+        checkpoint.folder.move_file(MARKER, "DAMAGED")
+        message = f"checkpoint {checkpoint.folder} is damaged ({damage}) and is passed over"
+        logger.warning(message)
+        self.append_metrics({"event": "warning", "time": time.time(), "message": message})
+
     def has_receipt(self) -> bool:
         """Whether a run was begun here."""
         return self.folder.read(RECEIPT_NAME) is not None

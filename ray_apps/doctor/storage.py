@@ -20,13 +20,13 @@ from data_prep.errors import VicunaError
 from data_prep.storage import commit_directory, is_remote, open_filesystem
 from ray_apps.doctor.check import Check, describe_bytes
 from ray_apps.doctor.workers import Answer, Workers, failures, first_ranks
+from ray_apps.run_dir import MARKER
 
 SHARD_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
 BUDGET_S = 1.0
 """A worker stops writing after that long, however little it wrote."""
 TIMEOUT_S = 20.0
-MARKER = "COMPLETE"
 
 
 class StorageError(Exception):

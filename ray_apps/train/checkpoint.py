@@ -190,17 +190,20 @@ def restore_checkpoint(run: RunDir, strategy: Strategy) -> TrainState:
     """
     group = dist.new_group(backend="gloo")
     for checkpoint in _from_first(run.complete_checkpoints() if dist.get_rank() == 0 else None, group):
-        problem = _together(lambda: _check_share(checkpoint), group)  # noqa: B023 - called at once
-        if problem is None:
+        damage = _find_damage(checkpoint, group)
+        if damage is None:
             return _load(checkpoint, strategy)
-        logger.warning("checkpoint %s is damaged (%s) and is passed over", checkpoint.folder, problem)
+        if dist.get_rank() == 0:
+            run.condemn(checkpoint, damage)
     return TrainState()
 
 
-def _check_share(checkpoint: Checkpoint) -> None:
+def _find_damage(checkpoint: Checkpoint, group: dist.ProcessGroup) -> str | None:
+    """What is wrong with its bytes, on every rank the same. A file that cannot be read now is an error instead."""
+    found: list[str | None] = [None] * dist.get_world_size()
     mine = sorted(checkpoint.files)[dist.get_rank() :: dist.get_world_size()]
-    if damage := checkpoint.damage(mine):
-        raise OSError(damage)
+    dist.all_gather_object(found, checkpoint.damage(mine), group=group)
+    return next((damage for damage in found if damage is not None), None)
 
 
 def _load(checkpoint: Checkpoint, strategy: Strategy) -> TrainState:

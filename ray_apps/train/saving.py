@@ -77,7 +77,9 @@ class Keeper:
         """
         judged = eval_loss is not None and self._settings.keep_best > 0
         wish = self._agree(
-            save=judged or self._policy.is_due(state.step, time.monotonic() - self._saved_at, self._costs),
+            save=self._is_first(
+                judged or self._policy.is_due(state.step, time.monotonic() - self._saved_at, self._costs)
+            ),
             poll=self._is_first(time.monotonic() - self._polled_at >= self._settings.preemption_poll_s),
             stop=stop or self._is_first(self._is_asked_to_stop()),
             busy=self._saver.is_pending and not self._saver.is_done,
@@ -97,11 +99,11 @@ class Keeper:
         if self._saver.is_pending:
             self._settle()
 
-    def _agree(self, *, save: bool, poll: bool, stop: bool, busy: bool) -> dict[str, bool]:
-        """What rank 0 says about `save`; of the others, whether any rank says so."""
-        votes = torch.tensor([self._is_first(save), poll, stop, busy], dtype=torch.int32)
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
-        return dict(zip(("save", "poll", "stop", "busy"), votes.bool().tolist(), strict=True))
+    def _agree(self, **votes: bool) -> dict[str, bool]:
+        """Of each question, whether any rank says yes."""
+        counted = torch.tensor(list(votes.values()), dtype=torch.int32)
+        dist.all_reduce(counted, dist.ReduceOp.MAX, group=self._group)
+        return dict(zip(votes, counted.bool().tolist(), strict=True))
 
     @staticmethod
     def _is_first(value: bool) -> bool:
@@ -122,7 +124,7 @@ class Keeper:
         self._heeded = notice
         expected_s = URGENT_MARGIN * self._costs.total_s if self._costs else 0.0
         late = notice.deadline is not None and time.time() + expected_s > notice.deadline
-        in_time = not self._agree(save=False, poll=False, stop=self._is_first(late), busy=False)["stop"]
+        in_time = self._agree(in_time=self._is_first(not late))["in_time"]
         left_s = None if notice.deadline is None else notice.deadline - time.time()
         self._metrics.event("notice", step=state.step, ranks=list(notice.ranks), left_s=left_s, saved=in_time)
         if in_time:

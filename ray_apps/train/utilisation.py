@@ -4,19 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_apps.models import check_causal_lm
-
-PEAK_FLOPS = {
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-"""Dense bf16 (fp16) operations a second on tensor cores, by a part of the device's name; from NVIDIA's datasheets."""
+from ray_apps.train.plan.gpus import GPUS
 
 
 def model_flops_per_token(directory: Path, context: float) -> float:
@@ -37,7 +25,9 @@ def model_flops_per_token(directory: Path, context: float) -> float:
 
 def peak_flops(device: str, measured: float) -> tuple[float, str]:
     """Operations one device can do in a second, and whose figure that is: its datasheet's, or one measured here."""
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if name in device:
-            return PEAK_FLOPS[name], f"{name}'s datasheet"
+    name = device.lower().replace(" ", "")
+    known = {key.partition("-")[0]: gpu for key, gpu in GPUS.items()}
+    for short in sorted(known, key=len, reverse=True):
+        if short in name:
+            return known[short].peak_tflops * 1e12, "its datasheet"
     return measured, "a measured matrix product"

@@ -63,6 +63,22 @@ def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
     assert latest.damage([]) is None
 
 
+def test_a_condemned_checkpoint_is_no_longer_complete(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    save(run, 2)
+    save(run, 4)
+    newest = run.latest_checkpoint()
+    assert newest is not None
+    run.condemn(newest, "shard-0 has another SHA-256")
+    left = run.latest_checkpoint()
+    assert left is not None
+    assert left.step == 2
+    (warning,) = run.read_metrics()
+    assert warning["message"].endswith("is damaged (shard-0 has another SHA-256) and is passed over")
+    save(run, 3, keep_last=1)  # the condemned one does not take its place
+    assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [3]
+
+
 def test_only_the_newest_are_kept_and_remains_are_removed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     (Path(run.begin_checkpoint(1, "a0").path) / "shard-0").write_bytes(b"half")

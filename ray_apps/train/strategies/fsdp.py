@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -14,28 +13,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ray_apps.train.config import TrainConfig
-from ray_apps.train.data import Batch
-from ray_apps.train.objective import WeightedLoss
 from ray_apps.train.optimizer import build_optimizer
+from ray_apps.train.strategies.module import ModuleStrategy
 from ray_apps.train.strategies.prepare import cast_parameters, compute_dtype, decoder_layers, with_loss
 
 # Frozen weights are the base's own: a LoRA checkpoint holds the adapters alone.
 TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-class FsdpStrategy:
+class FsdpStrategy(ModuleStrategy):
     """fp32 master weights in shards; each layer is gathered in the compute type just before it runs."""
-
-    module: WeightedLoss
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config = config
-        self.device = device
 
     def wrap(self, model: PreTrainedModel) -> None:
         """Shard layer by layer: at most one layer is whole in fp32 at any time. Frozen weights never are in fp32."""
@@ -57,30 +46,6 @@ class FsdpStrategy:
             "mp_policy": bf16 if self.config.precision == "bf16" else MixedPrecisionPolicy(),
             "offload_policy": CPUOffloadPolicy() if self.config.fsdp.cpu_offload else OffloadPolicy(),
         }
-
-    def backward(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
-        """See `Strategy`."""
-        loss: torch.Tensor = self.module(batch.to(self.device))
-        (loss * scale).backward()
-        return loss.detach()
-
-    def evaluate(self, batch: Batch) -> torch.Tensor:
-        """See `Strategy`."""
-        self.module.eval()
-        with torch.no_grad():
-            loss: torch.Tensor = self.module(batch.to(self.device))
-        self.module.train()
-        return loss
-
-    def step(self, learning_rate: float) -> float:
-        """See `Strategy`."""
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(whole)
 
     def state(self) -> dict[str, Any]:
         """See `Strategy`."""

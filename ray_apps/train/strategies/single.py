@@ -6,22 +6,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import Batch
-from ray_apps.train.objective import WeightedLoss
 from ray_apps.train.optimizer import begin_state, build_optimizer
+from ray_apps.train.strategies.module import ModuleStrategy
 from ray_apps.train.strategies.prepare import with_loss
 
 
-class SingleStrategy:
+class SingleStrategy(ModuleStrategy):
     """fp32 trained weights, the frozen ones as they were loaded; the passes run under autocast."""
-
-    module: WeightedLoss
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config = config
-        self.device = device
 
     def wrap(self, model: PreTrainedModel) -> None:
         """See `Strategy`."""
@@ -38,31 +30,7 @@ class SingleStrategy:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss: torch.Tensor = self.module(batch.to(self.device))
-        return loss
-
-    def backward(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
-        """See `Strategy`."""
-        loss = self._loss(batch)
-        (loss * scale).backward()
-        return loss.detach()
-
-    def evaluate(self, batch: Batch) -> torch.Tensor:
-        """See `Strategy`."""
-        self.module.eval()
-        with torch.no_grad():
-            loss = self._loss(batch)
-        self.module.train()
-        return loss
-
-    def step(self, learning_rate: float) -> float:
-        """See `Strategy`."""
-        norm = nn.utils.clip_grad_norm_(self._trained().values(), self.config.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+            return super()._loss(batch)
 
     def state(self) -> dict[str, Any]:
         """See `Strategy`. bitsandbytes counts steps in an int, and holds its tables of code points in every state."""
