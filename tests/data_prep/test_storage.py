@@ -1,6 +1,4 @@
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ from data_prep.errors import ModelError, VicunaError
 from data_prep.storage import is_hub_id, local_model, open_filesystem, write_text, written_aside
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.model_dir import local_model_dir
+from tests import s3
+from tests.s3 import Bucket
 
 
 def refusal(model: str) -> str:
@@ -133,46 +133,11 @@ def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "the hub did not give it" in refusal("no-such-org/no-such-model")
 
 
-class Bucket:
-    """A bucket of a real S3 service on this machine."""
-
-    def __init__(self, endpoint: str, name: str) -> None:
-        self.name = name
-        self._s3 = fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True)
-        self._s3.create_dir(name)
-
-    def upload(self, directory: Path, key: str) -> str:
-        fs.copy_files(str(directory), f"{self.name}/{key}", fs.LocalFileSystem(), self._s3)
-        return f"s3://{self.name}/{key}"
-
-    def write(self, key: str, text: str) -> None:
-        with self._s3.open_output_stream(f"{self.name}/{key}") as stream:
-            stream.write(text.encode())
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "anyone",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in {**s3.variables(s3_endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
-    return Bucket(endpoint, tmp_path.name.replace("_", "-"))
+    return Bucket(s3_endpoint, tmp_path.name)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Nodes that come, go and are taken away, on a real cluster of several nodes on this machine."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,10 @@ from ray_apps.train.config import TrainConfig
 from ray_apps.train.launch import train
 from ray_apps.train.saving import Keeper
 from ray_apps.train.worker import train_loop_per_worker
-from tests import tiny
+from tests import s3, tiny
 from tests.processes import run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
+from tests.s3 import Bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
@@ -185,7 +187,7 @@ def test_sigterm_saves_first(cluster: Cluster, config: TrainConfig, tmp_path: Pa
     cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
     events = Events()
-    events.when(trained(5), lambda: os.kill(os.getpid(), 15))
+    events.when(trained(5), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         train(config, on_progress=events.watch)
     run = RunDir(config.run_dir)
@@ -199,3 +201,49 @@ def test_sigterm_saves_first(cluster: Cluster, config: TrainConfig, tmp_path: Pa
     whole = fixed_run(config, tmp_path)
     ours, theirs = exported(config), exported(whole)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+def test_a_frozen_worker_is_named_and_the_run_goes_on(cluster: Cluster, config: TrainConfig) -> None:
+    config = config.model_copy(update={"num_workers": 2, "hang_timeout_s": 8.0, "max_steps": 20})
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+    pids: list[int] = []
+
+    def watch(records: list[dict[str, Any]]) -> None:
+        pids.extend(pid for record in records for pid in record.get("pids", []))
+        events.watch(records)
+
+    events.when(trained(5), lambda: os.kill(pids[1], signal.SIGSTOP))
+    train(config, on_progress=watch)
+    (hang,) = [record for record in RunDir(config.run_dir).read_metrics() if record.get("event") == "hang"]
+    assert f"rank 1 (process {pids[1]} on " in hang["message"]
+    assert events.sizes == [2, 2]
+    assert len(losses(config)) == 20
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in s3.variables(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    return Bucket(s3_endpoint, tmp_path.name)
+
+
+def test_a_run_on_s3_goes_on_after_a_killed_worker(bucket: Bucket, cluster: Cluster, config: TrainConfig) -> None:
+    config = config.model_copy(update={"run_dir": f"{bucket.uri}/run", "num_workers": 2, "max_steps": 24})
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+    pids: list[int] = []
+
+    def watch(records: list[dict[str, Any]]) -> None:
+        pids.extend(pid for record in records for pid in record.get("pids", []))
+        events.watch(records)
+
+    events.when(lambda record: record.get("event") == "checkpoint", lambda: os.kill(pids[1], signal.SIGKILL))
+    train(config, on_progress=watch)
+    starts = [r["step"] for r in RunDir(config.run_dir).read_metrics() if r.get("event") == "start"]
+    assert starts[0] == 0
+    assert starts[-1] >= 10
+    assert len(losses(config)) == 24
+    assert exported(config)

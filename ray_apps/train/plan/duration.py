@@ -6,6 +6,7 @@ from ray_apps.train.config import TrainConfig
 from ray_apps.train.plan.gpus import Gpu
 from ray_apps.train.plan.memory import FP32_BYTES
 from ray_apps.train.plan.tally import Anatomy
+from ray_apps.train.strategies.prepare import compute_dtype
 
 DEFAULT_MFU = 0.4
 """Share of the peak, recomputation counted as work. PaLM reached 0.58 so counted (Chowdhery et al. 2022, table 3), the
@@ -55,7 +56,7 @@ def flops_per_token(anatomy: Anatomy, config: TrainConfig, row_tokens: float) ->
 
 def _traffic_bytes(anatomy: Anatomy, config: TrainConfig) -> float:
     """Bytes a worker receives for one micro-batch: weights once or twice, and the sums of gradients."""
-    compute_bytes = 2 if config.precision == "bf16" else 4
+    compute_bytes = compute_dtype(config).itemsize
     layers = anatomy.num_layers * anatomy.layer_parameters
     again = layers if config.fsdp.reshard_after_forward else 0
     gathered = compute_bytes * (anatomy.parameters + again)

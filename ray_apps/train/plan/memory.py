@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.plan.tally import Anatomy
+from ray_apps.train.strategies.prepare import compute_dtype
 
 FP32_BYTES = 4
 MOMENTS_BYTES = 8
@@ -62,12 +63,8 @@ def training_memory(anatomy: Anatomy, config: TrainConfig, stored_bytes: int) ->
 def _weights(anatomy: Anatomy, config: TrainConfig) -> dict[str, int]:
     """Trained weights are held in fp32, frozen ones in the compute type."""
     trained = {"weights, fp32": FP32_BYTES * anatomy.trainable}
-    frozen = _compute_bytes(config) * (anatomy.parameters - anatomy.trainable)
+    frozen = compute_dtype(config).itemsize * (anatomy.parameters - anatomy.trainable)
     return {**trained, "frozen weights": frozen} if frozen else trained
-
-
-def _compute_bytes(config: TrainConfig) -> int:
-    return 2 if config.precision == "bf16" else FP32_BYTES
 
 
 class _FsdpStep:
@@ -77,7 +74,7 @@ class _FsdpStep:
         self.anatomy = anatomy
         self.world_size = config.worker_range[1]
         self.weights = _weights(anatomy, config)
-        self.compute_bytes = _compute_bytes(config)
+        self.compute_bytes = compute_dtype(config).itemsize
         self.reshards = config.fsdp.reshard_after_forward
         self.offloads = config.fsdp.cpu_offload
         self.accumulates = config.global_batch_size > config.micro_batch_size * config.worker_range[1]

@@ -28,6 +28,7 @@ from ray_apps.train.adapters import add_lora, check_targets
 from ray_apps.train.attention import choose_attention
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.objective import chunked_loss
+from ray_apps.train.strategies.prepare import compute_dtype
 
 
 class Tally(TorchDispatchMode):
@@ -119,7 +120,7 @@ def dissect(model_config: PreTrainedConfig, config: TrainConfig, tokens: int) ->
     if config.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode():
-        _make_fake(model.train(), torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        _make_fake(model.train(), compute_dtype(config))
         layer, output = _layer(model), model.get_output_embeddings().weight
         runs = _Runs(model, tokens)
         return Anatomy(

@@ -11,6 +11,7 @@ from ray_apps.train.attention import choose_attention
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
+from ray_apps.train.strategies.prepare import compute_dtype
 
 
 def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
@@ -35,7 +36,7 @@ def _quantized(config: TrainConfig, device: torch.device) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantize_base,
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        bnb_4bit_compute_dtype=compute_dtype(config),
     )
     return {"device": str(device), "device_map": {"": str(device)}, "quantization_config": four_bits}
 

@@ -1,18 +1,18 @@
 """Real disks and a real S3 service: what can be written, read and deleted, and that nothing stays behind."""
 
-import logging
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from ray_apps.doctor import storage
 from ray_apps.doctor.check import Check
 from ray_apps.doctor.storage import check_storage, probe_folder, read_shard
 from ray_apps.doctor.workers import LocalWorkers
+from tests import s3
+from tests.s3 import Bucket
 
 pytestmark = pytest.mark.slow
 GB = 10**9
@@ -135,46 +135,11 @@ def test_other_bytes_than_were_written_are_told(fresh_workers: LocalWorkers, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-class Bucket:
-    """A bucket of a real S3 service on this machine."""
-
-    def __init__(self, endpoint: str, name: str) -> None:
-        self.uri = f"s3://{name}"
-        self._name = name
-        self._s3 = fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True)
-        self._s3.create_dir(name)
-
-    def write(self, key: str) -> None:
-        with self._s3.open_output_stream(f"{self._name}/{key}") as stream:
-            stream.write(b"kept")
-
-    def keys(self) -> list[str]:
-        found = self._s3.get_file_info(fs.FileSelector(self._name, recursive=True))
-        return sorted(info.path.removeprefix(f"{self._name}/") for info in found)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "anyone",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_REGION": "us-east-1",
-    }.items():
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in {**s3.variables(s3_endpoint)}.items():
         monkeypatch.setenv(name, value)
-    return Bucket(endpoint, tmp_path.name.replace("_", "-"))
+    return Bucket(s3_endpoint, tmp_path.name)
 
 
 def test_object_storage_has_figures_and_is_left_as_it_was(bucket: Bucket, fresh_workers: LocalWorkers) -> None:

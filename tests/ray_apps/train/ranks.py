@@ -1,6 +1,5 @@
 """Ranks that stay: processes in one group that train run after run, as starting them takes longer than a tiny run."""
 
-import multiprocessing
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +7,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
+from tests.processes import CONTEXT, CPU, group, start
 
 
 class StoppedError(Exception):
@@ -29,20 +26,19 @@ def _train(config: TrainConfig, stop_after: int | None) -> None:
             raise StoppedError
 
     try:
-        run_training(config, torch.device("cpu"), stop)
+        run_training(config, CPU, stop)
     except (StoppedError, RunError):
         return
 
 
 def _serve(rank: int, world_size: int, rendezvous: str, connection: Connection) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    while (run := connection.recv()) is not None:
-        try:
-            _train(*run)
-            connection.send(None)
-        except Exception:
-            connection.send(traceback.format_exc())
-    dist.destroy_process_group()
+    with group(rank, world_size, rendezvous):
+        while (run := connection.recv()) is not None:
+            try:
+                _train(*run)
+                connection.send(None)
+            except Exception:
+                connection.send(traceback.format_exc())
 
 
 class Ranks:
@@ -67,14 +63,8 @@ class Ranks:
 @contextmanager
 def started(world_size: int, rendezvous: Path) -> Iterator[Ranks]:
     """`world_size` ranks, ended with the block."""
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(world_size)]
-    processes = [
-        context.Process(target=_serve, args=(rank, world_size, str(rendezvous), pipes[rank][1]))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    pipes = [CONTEXT.Pipe() for _ in range(world_size)]
+    processes = [start(_serve, rank, world_size, str(rendezvous), pipes[rank][1]) for rank in range(world_size)]
     for _, theirs in pipes:
         theirs.close()
     try:

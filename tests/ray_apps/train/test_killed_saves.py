@@ -3,18 +3,19 @@
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pyarrow import fs
 
 from data_prep.folder import Folder
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
+from tests import s3
 from tests.processes import CPU, group, run_ranks, start
 from tests.ray_apps.train.test_loop import exported, losses
+from tests.s3 import Bucket
 
 pytestmark = pytest.mark.slow
 
@@ -81,30 +82,13 @@ def test_a_process_killed_in_the_middle_of_a_save(
     assert [path.name for path in Path(RunDir(config.run_dir).checkpoints.path).iterdir()] == ["step-00000006"]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of a bucket on a loopback S3 endpoint."""
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    variables = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        filesystem = fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True)
-        filesystem.create_dir("bucket")
-        yield "s3://bucket"
-    server.stop()
+@pytest.fixture
+def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What points `s3://` at the service, here and in the processes started from here."""
+    variables = s3.variables(s3_endpoint)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables
 
 
 def train_with_environment(variables: dict[str, str], rendezvous: str, config: TrainConfig, stage: str) -> None:
@@ -119,17 +103,22 @@ def train_with_environment(variables: dict[str, str], rendezvous: str, config: T
 
 @pytest.mark.parametrize("stage", ["move_file", "write"], ids=["half-uploaded", "unmarked"])
 def test_a_run_on_s3_resumes_from_there(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, expected: dict[str, torch.Tensor], s3: str, stage: str
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    expected: dict[str, torch.Tensor],
+    s3_endpoint: str,
+    aws: dict[str, str],
+    stage: str,
 ) -> None:
-    config = make_config(run_dir=f"{s3}/{stage}/run", max_steps=6, checkpoint={"every_steps": 1, "keep_last": 2})
-    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    first = start(train_with_environment, variables, str(tmp_path / "rendezvous-1"), config, stage)
+    bucket = Bucket(s3_endpoint, tmp_path.name)
+    config = make_config(run_dir=f"{bucket.uri}/run", max_steps=6, checkpoint={"every_steps": 1, "keep_last": 2})
+    first = start(train_with_environment, aws, str(tmp_path / "rendezvous-1"), config, stage)
     first.join()
     assert first.exitcode == -signal.SIGKILL
     found = RunDir(config.run_dir).latest_checkpoint()
     assert found is not None
     assert found.step == 2
-    again = start(train_with_environment, variables, str(tmp_path / "rendezvous-2"), config, "")
+    again = start(train_with_environment, aws, str(tmp_path / "rendezvous-2"), config, "")
     again.join()
     assert again.exitcode == 0
     run = RunDir(config.run_dir)
