@@ -78,7 +78,6 @@ def peer_base(folder: Path) -> Path:
     """The base with the JSON fields that transformers 4.49 needs."""
     base = folder / "base"
     shutil.copytree(BASE, base)
-    (base / "model.safetensors").unlink()
     for name, fields in {
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
         "config.json": {"torch_dtype": "bfloat16", "rope_theta": 100000.0},

@@ -13,6 +13,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ray_apps.train.block_attention import causal_attention
+
 logger = logging.getLogger(__name__)
 
 PER_DOCUMENT = "per_document_sdpa"
@@ -64,16 +66,24 @@ def per_document_attention(
     `[documents + 1]`. Returns `[1, tokens, heads, head_dim]`.
     """
     bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = _by_blocks if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout else _sdpa
     outputs = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=True,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        attend(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], scale, dropout)
         for start, end in pairwise(bounds)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _by_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float
+) -> torch.Tensor:
+    output: torch.Tensor = causal_attention(query[0], key[0], value[0], scale)
+    return output[None]
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scale, is_causal=True, enable_gqa=grouped
+    )

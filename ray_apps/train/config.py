@@ -126,8 +126,9 @@ class TrainConfig(Settings):
     """Of the forward and backward pass. Master weights and optimiser state are fp32."""
     tf32: bool = True
     """Let a GPU round the factors of fp32 matrix products to 10 mantissa bits."""
-    activation_checkpointing: bool = True
-    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    activation_checkpointing: bool | Literal["selective"] = True
+    """Recompute each decoder layer in the backward pass instead of keeping its activations; `selective`: all of it but
+    matrix products and attention, whose results are kept."""
     compile: bool = False
     """Compile attention, MLP and norms of the decoder layers with torch.compile; it starts more slowly."""
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"

@@ -47,7 +47,7 @@ def flops_per_token(anatomy: Anatomy, config: TrainConfig, row_tokens: float) ->
     forward pass is run twice, as the loss always is. Causal attention of s tokens costs 2 · s · width forwards, twice
     that backwards.
     """
-    again = 2 if config.activation_checkpointing else 0
+    again = 2 if config.activation_checkpointing is True else 0
     layer = (4 + again) * anatomy.layer_parameters + 2 * anatomy.layer_trainable
     attention = (6 + again) * row_tokens * anatomy.attention_width
     output = 6 * anatomy.output_parameters + 2 * anatomy.output_trainable

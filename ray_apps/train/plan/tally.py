@@ -28,7 +28,7 @@ from ray_apps.train.adapters import add_lora, check_targets
 from ray_apps.train.attention import choose_attention
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.objective import chunked_loss
-from ray_apps.train.strategies.prepare import compute_dtype
+from ray_apps.train.strategies.prepare import checkpoint_layers, compute_dtype
 
 
 class Tally(TorchDispatchMode):
@@ -117,8 +117,7 @@ def dissect(model_config: PreTrainedConfig, config: TrainConfig, tokens: int) ->
     if config.lora is not None:
         check_targets(model, config.lora)
         add_lora(model, config.lora)
-    if config.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, config)
     with FakeTensorMode():
         _make_fake(model.train(), compute_dtype(config))
         layer, output = _layer(model), model.get_output_embeddings().weight

@@ -28,6 +28,7 @@ LORA = {"r": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
 CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "bf16": (WIDE, 512, {}),
+    "selective checkpoints": (GROUPED, 1024, {"activation_checkpointing": "selective"}),
     "fp32, no accumulation": (GROUPED, 1024, {"precision": "fp32", "global_batch_size": 1}),
     "not resharded, tied": (TIED, 512, {"fsdp": {"reshard_after_forward": False}, "global_batch_size": 1}),
     "lora": (WIDE, 1024, {"lora": LORA}),
