@@ -82,7 +82,8 @@ class _Blocks:
 
     def rows(self, tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """A view of the block's rows, `[kv_heads, heads of each, queries, head_dim]`."""
-        return tensor.unflatten(0, (self.kv_heads, -1))[:, :, start:end]
+        heads: torch.Tensor = tensor.unflatten(0, (self.kv_heads, -1))
+        return heads[:, :, start:end]
 
     def stacked(self, tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """The block's rows, stacked."""
