@@ -1,9 +1,11 @@
 """The loss: cross-entropy on the assistant's tokens, normalised by their weight in the whole global batch.
 
-The logits of `[tokens, vocabulary]` are made for trained tokens only, a chunk at a time, and recomputed in the backward
-pass (as in Liger, Hsu et al. 2024), so that memory does not grow with the vocabulary.
+The logits of `[tokens, vocabulary]` are made for trained tokens only, a chunk at a time, and again in the backward
+pass, so that memory does not grow with the vocabulary. On a GPU the chunks are Liger's, if it is installed (Hsu et al.
+2024).
 """
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -42,7 +44,30 @@ class WeightedLoss(nn.Module):
             max_length_k=batch.max_length,
         ).last_hidden_state
         trained = (batch.targets[0] != IGNORE_INDEX).nonzero()[:, 0]
-        return chunked_loss(hidden[0], causal_lm.lm_head, batch.targets[0], batch.weights[0], trained)
+        compute = fused_loss if _is_for_liger(hidden, causal_lm.lm_head) else chunked_loss
+        return compute(hidden[0], causal_lm.lm_head, batch.targets[0], batch.weights[0], trained)
+
+
+def _is_for_liger(hidden: torch.Tensor, lm_head: Any) -> bool:
+    """Liger takes the weights of a plain output layer on a GPU; what ZeRO-3 spreads is gathered by a call only."""
+    if not (hidden.is_cuda and type(lm_head) is nn.Linear and importlib.util.find_spec("liger_kernel")):
+        return False
+    whole = lm_head.weight.shape == (lm_head.out_features, lm_head.in_features)
+    return whole and lm_head.bias is None and lm_head.weight.dtype == hidden.dtype
+
+
+def fused_loss(
+    hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor, weights: torch.Tensor, trained: torch.Tensor
+) -> torch.Tensor:
+    """`chunked_loss` by Liger's kernel: a softmax reads each logit once, and its gradient takes the logits' place."""
+    if len(trained) == 0:
+        return chunked_loss(hidden, lm_head, targets, weights, trained)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    losses: torch.Tensor = liger_fused_linear_cross_entropy(
+        hidden[trained], lm_head.weight, targets[trained], reduction="none", accum_dtype=torch.float32
+    )
+    return (losses * weights[trained]).sum()
 
 
 def chunked_loss(

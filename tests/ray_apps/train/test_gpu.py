@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.loop import run_training
+from ray_apps.train.objective import chunked_loss, fused_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +71,19 @@ def test_deepspeed_gives_the_same_losses(make_config: Callable[..., TrainConfig]
 def test_bitsandbytes_learns(make_config: Callable[..., TrainConfig], nccl: None, fields: dict[str, Any]) -> None:
     curve = losses(make_config(max_steps=6, precision="bf16", **fields))
     assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_liger_gives_the_loss_of_chunks(dtype: torch.dtype) -> None:
+    pytest.importorskip("liger_kernel")
+    torch.manual_seed(0)
+    head = torch.nn.Linear(256, 4000, bias=False, device="cuda", dtype=dtype)
+    hidden = torch.randn(700, 256, device="cuda", dtype=dtype, requires_grad=True)
+    targets, weights = torch.randint(0, 4000, (700,), device="cuda"), torch.rand(700, device="cuda")
+    trained = torch.arange(0, 700, 3, device="cuda")
+    results = []
+    for compute in (chunked_loss, fused_loss):
+        loss = compute(hidden, head, targets, weights, trained)
+        results.append((loss, *torch.autograd.grad(loss * 0.5, (hidden, head.weight))))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(*results, **tolerance)
