@@ -50,10 +50,10 @@ class WeightedLoss(nn.Module):
 
 def _is_for_liger(hidden: torch.Tensor, lm_head: Any) -> bool:
     """Liger takes the weights of a plain output layer on a GPU; what ZeRO-3 spreads is gathered by a call only."""
-    if not (hidden.is_cuda and type(lm_head) is nn.Linear and importlib.util.find_spec("liger_kernel")):
-        return False
-    whole = lm_head.weight.shape == (lm_head.out_features, lm_head.in_features)
-    return whole and lm_head.bias is None and lm_head.weight.dtype == hidden.dtype
+    weight: torch.Tensor = lm_head.weight
+    plain = type(lm_head) is nn.Linear and getattr(lm_head, "bias", None) is None
+    whole = weight.ndim == 2 and weight.dtype == hidden.dtype
+    return hidden.is_cuda and plain and whole and importlib.util.find_spec("liger_kernel") is not None
 
 
 def fused_loss(
