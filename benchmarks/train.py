@@ -131,7 +131,9 @@ def report(rates: dict[str, list[Rate]], copied: list[float], written: list[floa
             lines.append(line(f"real tokens/s against {name}", mine, median(rates[name]), target, most=False))
     peaks = {name: max(rate.peak_bytes for rate in measured) / 1e9 for name, measured in rates.items()}
     lines += [
-        line(f"peak memory of a step against {name}, GB", peaks["ours"], peaks[name], 1.0 if targets[name] else None)
+        line(
+            f"peak memory of a step against {name}, GB", peaks["ours"], peaks[name], 1.0 if name == "autocast" else None
+        )
         for name in targets
         if name in peaks
     ]

@@ -1,5 +1,6 @@
 """A directory on a disk or a prefix on S3, with the same few operations."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ class Folder:
     def _entries(self) -> list[Any]:
         return list(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
 
+    def is_empty(self) -> bool:
+        """Whether nothing is there, or nothing in it."""
+        info = self.filesystem.get_file_info(self.path)
+        return not info.is_file and not self._entries()
+
     def make(self) -> None:
         """Create it where that means anything: a prefix on S3 is there once something is under it."""
         if not self.is_remote:
@@ -64,9 +70,12 @@ class Folder:
             stream.write(text.encode())
 
     def append(self, name: str, text: str) -> None:
-        """Add to the end of a file on a disk."""
-        with (Path(self.path) / name).open("a") as file:
-            file.write(text)
+        """Add lines to the end of a file on a disk. What a kill left of a line before stays a line of its own."""
+        with (Path(self.path) / name).open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(text.encode())
 
     def remove_file(self, name: str) -> None:
         """Remove a file, if it is there."""

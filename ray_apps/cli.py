@@ -59,7 +59,9 @@ class _RecipeGroup(click.Group):
     """A group whose first word is a recipe unless it is the name of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["make"])
+        if not args:
+            raise click.UsageError("Missing argument 'RECIPE'.", ctx)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -102,10 +102,9 @@ def account(records: Sequence[dict[str, Any]]) -> Goodput:
             is_first = False
             for step in [step for step in kept if step > record["step"]]:
                 goodput.wasted += kept.pop(step)[0]
-        elif event == "checkpoint":
-            goodput.save += min(gap, record.get("blocked_s", 0.0))
         elif event is None:
-            kept[record["step"]] = (min(gap, record.get("seconds", 0.0)), record.get("tokens", 0.0))
+            kept[record["step"]] = (record.get("seconds", 0.0), record.get("tokens", 0.0))
+        goodput.save += record.get("save_s", 0.0)
     goodput.productive = sum(seconds for seconds, _ in kept.values())
     goodput.tokens = sum(tokens for _, tokens in kept.values())
     goodput.other = max(0.0, elapsed - goodput.elapsed)

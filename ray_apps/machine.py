@@ -1,7 +1,11 @@
 """What this machine lets this process use."""
 
 import os
+import platform
+import resource
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 MATMUL_S = 0.3
@@ -21,6 +25,30 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_name(device: Any) -> str:
+    """The model of a GPU or, for the CPU, of the processor."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def peak_memory(device: Any) -> int:
+    """Most bytes that this process has held on `device` at any time."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def matmul_gflops(device: Any, precision: str, budget_s: float = MATMUL_S) -> float:

@@ -21,13 +21,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.errors import RunError
+from data_prep.errors import ConfigError, RunError
 from data_prep.folder import Folder
 
 logger = logging.getLogger(__name__)
 
-MARKER = "COMPLETE"
+MARKER, DAMAGED = "COMPLETE", "DAMAGED"
 RECEIPT_NAME = "receipt.json"
+ENVIRONMENT = "environment"
+"""In a receipt, what the run was begun with; it may go on with something else."""
 STOP = "STOP"
 PART_BYTES = 256 * 1024
 PART_INTERVAL_S = 5.0
@@ -75,7 +77,9 @@ class RunDir:
         """An empty place to write the checkpoint of `step` to; remains of interrupted saves are removed."""
         complete = {checkpoint.folder.place for checkpoint in self._complete(warn=False)}
         for name in self.checkpoints.folders():
-            remains = name.startswith(".step-") or (self.folder.is_remote and name.startswith("step-"))
+            remains = name.startswith(".step-") or (
+                self.folder.is_remote and name.startswith("step-") and DAMAGED not in (self.checkpoints / name).sizes()
+            )
             if remains and (self.checkpoints / name).place not in complete:
                 (self.checkpoints / name).remove()
         aside = self.aside(step, attempt)
@@ -101,7 +105,10 @@ class RunDir:
         target = aside if self.folder.is_remote else self.checkpoints / _name(step)
         if target is not aside:
             aside.commit_as(target)
-        self._remove_old(keep_last, keep_best)
+        try:
+            self._remove_old(keep_last, keep_best)
+        except OSError as error:  # the new one is complete, whatever becomes of the old
+            logger.warning("%s: an old checkpoint cannot be removed: %s", self.checkpoints, error)
         return Checkpoint(step, target, files, eval_loss)
 
     def _remove_old(self, keep_last: int, keep_best: int) -> None:
@@ -139,10 +146,31 @@ class RunDir:
 
     def condemn(self, checkpoint: Checkpoint, damage: str) -> None:
         """Take a damaged checkpoint out of those that are complete, and say so; its files stay."""
-        checkpoint.folder.move_file(MARKER, "DAMAGED")
+        checkpoint.folder.move_file(MARKER, DAMAGED)
         message = f"checkpoint {checkpoint.folder} is damaged ({damage}) and is passed over"
         logger.warning(message)
         self.append_metrics({"event": "warning", "time": time.time(), "message": message})
+
+    def check_replaceable(self) -> None:
+        """Refuse to start over in a place that holds something else than a run.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        if not self.folder.is_empty() and not self.has_receipt():
+            raise ConfigError(
+                f"train.run_dir: {str(self.folder)!r} has no {RECEIPT_NAME}: it is not ours to replace; "
+                "choose another path"
+            )
+
+    def remove(self) -> None:
+        """Remove the run.
+
+        Raises:
+            ConfigError: something else is there.
+        """
+        self.check_replaceable()
+        self.folder.remove()
 
     def has_receipt(self) -> bool:
         """Whether a run was begun here."""
@@ -153,16 +181,19 @@ class RunDir:
         text = self.folder.read(RECEIPT_NAME)
         return None if text is None else dict(json.loads(text))
 
-    def check_receipt(self, receipt: Mapping[str, Any]) -> None:
+    def check_receipt(self, receipt: Mapping[str, Any], environment: Mapping[str, Any] | None = None) -> None:
         """Write the receipt of a new run, or refuse to continue a run that was made of something else.
+
+        `environment`: what the run begins with, which is written down and may change.
 
         Raises:
             RunError: naming each setting that differs.
         """
         known = self.read_receipt()
         if known is None:
-            self.folder.write(RECEIPT_NAME, json.dumps(receipt, indent=2, sort_keys=True) + "\n")
-        elif changed := differences(known, receipt):
+            whole = {**receipt, **({ENVIRONMENT: environment} if environment else {})}
+            self.folder.write(RECEIPT_NAME, json.dumps(whole, indent=2, sort_keys=True) + "\n")
+        elif changed := differences({k: v for k, v in known.items() if k != ENVIRONMENT}, receipt):
             raise RunError(
                 f"train.run_dir: {str(self.folder)!r} holds a run made with other settings: {', '.join(changed)}; "
                 "choose another run_dir, or start over with --fresh"
@@ -202,7 +233,8 @@ class RunDir:
                 records.append(json.loads(line))
             except ValueError:
                 continue
-        return records
+        # On S3 each process that writes has parts of its own.
+        return sorted(records, key=lambda record: record.get("time", 0.0)) if self.folder.is_remote else records
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

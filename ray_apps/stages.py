@@ -25,7 +25,7 @@ from ray_apps.train.config import TrainConfig
 
 Records = list[dict[str, Any]]
 
-TOLD = ("notice", "save_failed", "lag", "hang", "stopped", "warning")
+TOLD = ("error", "notice", "save_failed", "lag", "hang", "stopped", "warning")
 """Events that a person is told of while a run goes on."""
 
 
@@ -65,14 +65,15 @@ def train_stage(
 ) -> None:
     """A dataset and a base model to a finished run; resumes where an earlier attempt stopped."""
     from ray_apps.train.launch import check_run, count_run_steps, train
-    from ray_apps.train.receipt import run_receipt
+    from ray_apps.train.receipt import environment, run_receipt
 
+    began = time.time()
     with stage("train") as shown:
         shown.update(0, text="checking")
         run, manifest = RunDir(config.run_dir), check_run(config)
         if fresh:
-            run.folder.remove()
-        run.check_receipt(run_receipt(config, manifest))
+            run.remove()
+        run.check_receipt(run_receipt(config, manifest), environment())
         num_steps = count_run_steps(config, manifest)
         progress = _TrainProgress(shown, num_steps)
         latest = run.latest_checkpoint()
@@ -85,7 +86,7 @@ def train_stage(
         if not done:
             shown.update(0, num_steps, "starting workers")
             with local_cluster():
-                train(config, on_progress=on_progress)
+                train(config, on_progress=on_progress, began=began)
         records = run.read_metrics()
         shown.finish(f"{config.run_dir}: {num_steps} steps{_summary(records)}{_already(done)}")
     if not done:
@@ -120,22 +121,22 @@ def _show_goodput(config: TrainConfig, manifest: Manifest, records: Records) -> 
     from ray_apps.train.utilisation import model_flops_per_token, peak_flops
 
     goodput = account(records)
-    table = Table("", *goodput.buckets(), title="Where the time went", title_justify="left")
-    table.add_row("seconds", *(f"{seconds:.1f}" for seconds in goodput.buckets().values()))
-    table.add_row("share", *(f"{seconds / goodput.elapsed:.0%}" for seconds in goodput.buckets().values()))
+    table = Table("Where the time went", "seconds", "share")
+    for name, seconds in goodput.buckets().items():
+        table.add_row(name, f"{seconds:.1f}", f"{seconds / goodput.elapsed:.0%}")
     console.print(table)
-    last = records[-1]
-    if not goodput.productive or "matmul_flops" not in last:
+    last = next((record for record in reversed(records) if "matmul_flops" in record), None)
+    if not goodput.productive or last is None:
         return
     counts = manifest.train
     needed = model_flops_per_token(local_model_dir(config.model), counts.tokens / max(1, counts.conversations))
     peak, source = peak_flops(last["device"], last["matmul_flops"])
-    # One machine's workers share its cores; GPUs are each worker's own.
-    devices = 1 if last["device"] == "CPU" else last["num_workers"]
-    used = needed * goodput.tokens / goodput.productive / (devices * peak)
+    workers = last["num_workers"]
+    used = needed * goodput.tokens / goodput.productive / (workers * peak)
     console.print(
         f"{goodput.tokens / goodput.productive:,.0f} tokens/s, {needed / 1e9:.2f} GFLOP each: model FLOPs utilisation "
-        f"{used:.1%} of {devices * peak / 1e12:.2f} TFLOP/s ({source})",
+        f"{used:.1%} of {workers * peak / 1e12:.2f} TFLOP/s ({source}); peak memory of the first worker "
+        f"{last['peak_bytes'] / 1e9:.1f} GB",
         soft_wrap=True,
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from data_prep.errors import ConfigError
-from ray_apps.train.config import TrainConfig
+from ray_apps.train.config import DeepspeedSettings, TrainConfig
 
 ONE_PROCESS = "bitsandbytes cannot spread it over processes (its issues 1633 and 1945, accelerate's 3983)"
 
@@ -19,6 +19,10 @@ def check_combination(config: TrainConfig) -> None:
 
 
 def _problems(config: TrainConfig) -> Iterator[str]:
+    if config.strategy != "deepspeed" and config.deepspeed != DeepspeedSettings():
+        yield f"deepspeed: is not valid with train.strategy {config.strategy!r}, which has no use for it"
+    if config.strategy == "deepspeed" and config.fsdp.cpu_offload:
+        yield "fsdp.cpu_offload: True is not valid with train.strategy 'deepspeed'; expected deepspeed.offload"
     if config.quantize_base and config.lora is None:
         yield "quantize_base: 'nf4' is not valid without train.lora: weights of 4 bits cannot be trained"
     if config.quantize_base:

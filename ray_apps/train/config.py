@@ -1,12 +1,20 @@
 """The `train` section of a recipe."""
 
+import os
+import re
 from itertools import permutations
+from pathlib import PurePath, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from data_prep.config import DiskPath, Settings, real_path
 from data_prep.storage import is_remote
+
+
+def _place(path: str) -> PurePath:
+    """Where `path` is; what is on S3 is never below what is on a disk."""
+    return PurePosixPath(path) if is_remote(path) else real_path(path)
 
 
 class LoraSettings(Settings):
@@ -160,7 +168,7 @@ class TrainConfig(Settings):
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When to save."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**63)
     """Of the order of rows, of new adapters and of dropout."""
     eval_every_steps: int | None = Field(None, ge=1)
     """Optimiser steps between two looks at the loss on the rows held out; also after the last. Off if not given."""
@@ -170,19 +178,29 @@ class TrainConfig(Settings):
     @field_validator("run_dir")
     @classmethod
     def _can_be_opened(cls, run_dir: str) -> str:
-        if is_remote(run_dir) and not run_dir.startswith("s3://"):
+        if not is_remote(run_dir):
+            return os.path.expanduser(run_dir)
+        if not re.fullmatch(r"s3://[^/]+/+[^/].*", run_dir):
             raise ValueError(f"{run_dir!r} is not valid; expected a path on a disk or s3://bucket/key")
         return run_dir
 
     @model_validator(mode="after")
     def _directories_are_apart(self) -> Self:
         names = ("model", "dataset", "run_dir", "output")
-        places = {name: real_path(getattr(self, name)) for name in names}
+        places = {name: _place(getattr(self, name)) for name in names}
         for (one, place), (other, above) in permutations(places.items(), 2):
-            if is_remote(self.run_dir) and "run_dir" in (one, other):
-                continue
             if place.is_relative_to(above) and {one, other} & {"run_dir", "output"}:
                 raise ValueError(f"{one}: {getattr(self, one)!r} is not outside of {other} {getattr(self, other)!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_the_best(self) -> Self:
+        if self.export == "best" and not self.checkpoint.keep_best:
+            raise ValueError("export: 'best' is not valid with checkpoint.keep_best 0; expected 'last', or 1 or more")
+        if self.checkpoint.keep_best and not self.eval_every_steps:
+            raise ValueError(
+                "eval_every_steps: is required by checkpoint.keep_best, which compares the losses measured"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,10 +3,19 @@
 RunError
 └── WouldFailAgain
     ├── Diverged
+    ├── SameErrorAgain
     └── SavesFailed
 """
 
+import torch
+
 from data_prep.errors import RunError
+
+OF_THE_PROGRAM = (
+    *(torch.OutOfMemoryError, ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NotImplementedError, TypeError, ValueError),
+)
+"""Errors that come from what is computed, where others come from a lost connection, a full disk or a dead peer."""
 
 
 class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
@@ -15,6 +24,10 @@ class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
 
 class Diverged(WouldFailAgain):
     """Loss or gradients are no longer finite."""
+
+
+class SameErrorAgain(WouldFailAgain):
+    """One of `OF_THE_PROGRAM` came twice on the same rank at the same step."""
 
 
 class SavesFailed(WouldFailAgain):

@@ -1,5 +1,7 @@
 """The loss on the rows that are held out from training."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
@@ -7,7 +9,9 @@ from ray_apps.train.data import RowStore, load_batch
 from ray_apps.train.strategies.base import Strategy
 
 
-def held_out_loss(strategy: Strategy, rows: RowStore, micro_batch_size: int) -> float:
+def held_out_loss(
+    strategy: Strategy, rows: RowStore, micro_batch_size: int, on_batch: Callable[[], None] = lambda: None
+) -> float:
     """Mean cross-entropy over the trained tokens of all `rows`; the same on every rank, whatever their number.
 
     Every rank runs as many forward passes as the others, since each gathers weights from all of them: one that has no
@@ -19,6 +23,7 @@ def held_out_loss(strategy: Strategy, rows: RowStore, micro_batch_size: int) -> 
         first = start + rank * micro_batch_size
         mine = list(range(first, min(first + micro_batch_size, len(rows))))
         total += strategy.evaluate(load_batch(rows, mine)).double().cpu()
+        on_batch()
     whole = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(whole)
     return float(whole) / float(rows.target_weights.sum())

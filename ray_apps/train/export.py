@@ -90,7 +90,11 @@ def export(config: TrainConfig) -> Path:
     base = local_model_dir(config.model)
     check_run_settings(config)
     if damage := chosen.damage():
-        raise RunError(f"checkpoint {chosen.folder} is damaged: {damage}; remove it, then the one before is taken")
+        RunDir(config.run_dir).condemn(chosen, damage)
+        raise RunError(
+            f"checkpoint {chosen.folder} is damaged ({damage}) and no longer counts as complete; the same command "
+            "again goes on from the one before"
+        )
     checkpoint = chosen.folder
     with written_aside(Path(config.output)) as directory:
         if config.lora and config.lora.export == "adapter":

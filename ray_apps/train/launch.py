@@ -1,5 +1,7 @@
 """Start or resume a run on Ray Train: everything is checked before a worker starts."""
 
+import json
+import logging
 import os
 import signal
 import threading
@@ -17,11 +19,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from data_prep.errors import ConfigError, DataError, RunError
 from data_prep.manifest import Manifest, check_part_files, read_manifest
 from data_prep.pack import ROW_SCHEMA_VERSION
-from data_prep.storage import check_replaceable, is_remote
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.machine import count_gpus, usable_cpus
 from ray_apps.model_dir import local_model_dir
-from ray_apps.run_dir import RECEIPT_NAME, RunDir, differences
+from ray_apps.run_dir import RunDir, differences
 from ray_apps.train.attention import has_flash_attention
 from ray_apps.train.base_model import check_base
 from ray_apps.train.combinations import check_combination
@@ -30,6 +31,8 @@ from ray_apps.train.export import check_output
 from ray_apps.train.metrics import FAILED, LAUNCHED, STOPPED
 from ray_apps.train.receipt import environment, run_receipt
 from ray_apps.train.worker import train_loop_per_worker
+
+logger = logging.getLogger(__name__)
 
 RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -81,17 +84,21 @@ def check_run(config: TrainConfig) -> Manifest:
     check_base(config, directory, manifest.context_length)
     count_run_steps(config, manifest)
     check_resources(config)
-    if not is_remote(config.run_dir):
-        check_replaceable(Path(config.run_dir), RECEIPT_NAME, "train.run_dir")
+    RunDir(config.run_dir).check_replaceable()
     check_output(config)
     return manifest
 
 
-def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], None] = lambda records: None) -> None:
+def train(
+    config: TrainConfig,
+    *,
+    on_progress: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    began: float | None = None,
+) -> None:
     """Train, or resume, until the run is complete. Does nothing if it already is.
 
-    `on_progress` gets the new lines of the metrics about twice a second, in a thread of its own. SIGTERM lets the run
-    save and ends it.
+    `on_progress` gets the new lines of the metrics about twice a second, in a thread of its own. `began`: when the
+    command did, if that was earlier. SIGTERM lets the run save and ends it.
 
     Raises:
         RunError: the run directory holds another run, or the run failed more often than `max_failures`; then the
@@ -101,13 +108,13 @@ def train(config: TrainConfig, *, on_progress: Callable[[list[dict[str, Any]]], 
     manifest = check_run(config)
     run = RunDir(config.run_dir)
     run.folder.make()
-    run.check_receipt(run_receipt(config, manifest))
+    run.check_receipt(run_receipt(config, manifest), environment())
     latest, num_steps = run.latest_checkpoint(), count_run_steps(config, manifest)
     if latest is not None and latest.step == num_steps:
         return
     run.forget_to_stop()
     now, before = environment(), _last_environment(run.read_metrics())
-    run.append_metrics({"event": LAUNCHED, "time": time.time(), "environment": now})
+    run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
     with _followed(run, on_progress):
         if before is not None and (changed := differences(before, now)):
             message = f"the run goes on with something else than before: {', '.join(changed)}"
@@ -125,18 +132,24 @@ def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
         os.environ.setdefault(name, value)
     with _own_signal_handlers(run):
         try:
-            _trainer(config, run).fit()
+            result: Any = _trainer(config, run).fit()
         except Exception as error:
             raise RunError(f"training failed: {_root_cause(error)}") from error
-    records = run.read_metrics()
-    if not any(record.get("event") == "start" for record in records):
-        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
-    if records[-1].get("event") == FAILED:
-        raise RunError(f"training failed: {records[-1]['message']}")
-    if records[-1].get("event") == STOPPED:
+    told: dict[str, str] = result.return_value or {}  # of rank 0
+    if told.get("ended") == FAILED:
+        raise RunError(f"training failed: {told['message']}")
+    if told.get("ended") == STOPPED:
         raise KeyboardInterrupt
+    if not _has_started(run):
+        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
     if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
         raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
+
+
+def _has_started(run: RunDir) -> bool:
+    """Whether the command's workers have begun."""
+    events = [record.get("event") for record in run.read_metrics()]
+    return "start" in events[max(number for number, event in enumerate(events) if event == LAUNCHED) :]
 
 
 def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
@@ -146,7 +159,7 @@ def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
     use_gpu = _use_gpu(config)
     fewest, most = config.worker_range
     return TorchTrainer(
-        train_loop_per_worker,
+        train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config=config.model_copy(update=absolute).model_dump(),
         scaling_config=ScalingConfig(
             num_workers=(fewest, most) if config.is_elastic else most,  # type: ignore[arg-type]
@@ -169,7 +182,8 @@ def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
 def _own_signal_handlers(run: RunDir) -> Iterator[None]:
     """Keep Ray Train's answer to Ctrl-C, an exit that stays in force after the run, from leaving the block.
 
-    SIGTERM asks the run to save and end; a second one is what it was before.
+    SIGTERM asks the run to save and end, or ends the command if it has no workers yet; a second one is what it was
+    before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -178,6 +192,8 @@ def _own_signal_handlers(run: RunDir) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        if not _has_started(run):
+            raise KeyboardInterrupt
         run.ask_to_stop()
 
     signal.signal(signal.SIGTERM, stop)
@@ -243,17 +259,20 @@ def _root_cause(error: BaseException) -> str:
 def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
     """Hand new metrics to `on_progress` while the block runs, and the rest at its end."""
     done = threading.Event()
-    seen = len(run.read_metrics())
+    seen = {json.dumps(record) for record in run.read_metrics()}
 
     def follow() -> None:
-        nonlocal seen
-        while True:
+        finished = False
+        while not finished:
             finished = done.wait(FOLLOW_REMOTE_S if run.folder.is_remote else FOLLOW_S)
-            if new := run.read_metrics()[seen:]:
-                seen += len(new)
+            try:
+                records = {json.dumps(record): record for record in run.read_metrics()}
+            except OSError as error:  # S3 may be out of reach for a while
+                logger.warning("the metrics cannot be read: %s", error)
+                continue
+            if new := [record for line, record in records.items() if line not in seen]:
+                seen.update(records)
                 on_progress(new)
-            if finished:
-                return
 
     thread = threading.Thread(target=follow, name="follow-metrics")
     thread.start()

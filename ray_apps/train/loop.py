@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import RunError
-from ray_apps.machine import matmul_gflops
+from ray_apps.machine import device_name, matmul_gflops, peak_memory
 from ray_apps.run_dir import RunDir
 from ray_apps.train.attention import choose_attention
 from ray_apps.train.checkpoint import restore_checkpoint
@@ -28,6 +28,7 @@ from ray_apps.train.errors import Diverged, SavesFailed, WouldFailAgain
 from ray_apps.train.evaluation import held_out_loss
 from ray_apps.train.metrics import FAILED, STOPPED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
+from ray_apps.train.repeats import errors_recorded, refuse_to_repeat
 from ray_apps.train.saving import Keeper, Notice, Outside
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.build import build_strategy
@@ -88,8 +89,8 @@ def run_training(
     device: torch.device,
     after_save: Callable[[dict[str, Any]], object] = lambda measures: None,
     notice: Callable[[], Notice | None] = lambda: None,
-) -> None:
-    """Train until the last step, from the newest sound checkpoint if there is one.
+) -> str:
+    """Train until the last step, from the newest sound checkpoint if there is one; the event with which it ended.
 
     `after_save` and `notice`: see `Outside`. SIGTERM, where this is the main thread of a process, and a request in the
     run directory end the run after the step under way and a save. A save that fails is recorded, and training goes on
@@ -100,11 +101,13 @@ def run_training(
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    with Watchdog(RunDir(config.run_dir), config.hang_timeout_s) as watchdog:
-        _train(config, device, Outside(after_save, notice), watchdog)
+    run = RunDir(config.run_dir)
+    refuse_to_repeat(run)
+    with Watchdog(run, config.hang_timeout_s) as watchdog, errors_recorded(run, watchdog):
+        return _train(config, device, Outside(after_save, notice), watchdog)
 
 
-def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog: Watchdog) -> None:
+def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog: Watchdog) -> str:
     """Build, restore, iterate, step, maybe save."""
     run, rows = RunDir(config.run_dir), RowStore(Path(config.dataset) / "train")
     held_out = RowStore(Path(config.dataset) / "eval")
@@ -114,8 +117,10 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
     started = time.monotonic()
     strategy = build_strategy(config, device)
     built = time.monotonic()
+    watchdog.progress(0)
     state = restore_checkpoint(run, strategy)
     restored = time.monotonic()
+    watchdog.progress(state.step)
     metrics = MetricsWriter(
         run,
         active=dist.get_rank() == 0,
@@ -125,7 +130,10 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
     )
     spent = {"build_s": built - started, "restore_s": restored - built}
     attention = choose_attention(config.attention, device)
-    metrics.event("start", step=state.step, num_steps=num_steps, **_places(), **spent, attention=attention)
+    places = _places(device)
+    if changed := _changed_devices(run, places["devices"]):
+        metrics.event("warning", message=f"the run goes on with other devices than before: {changed}")
+    metrics.event("start", step=state.step, num_steps=num_steps, **places, **spent, attention=attention)
     keeper = Keeper(config, strategy, metrics, outside, num_steps)
     ended = "finish"
     with _recorded(metrics, keeper), stop_signal() as stop:
@@ -135,23 +143,26 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
             state.step = step + 1
             metrics.step(state.step, measures, time.monotonic() - before)
             keeper.restart_s = keeper.restart_s or time.monotonic() - started
-            eval_loss = _eval_loss(config, strategy, held_out, state.step, num_steps)
-            metrics.held_out(state.step, eval_loss)
             watchdog.progress(state.step)
+            eval_loss = None
+            if _is_judged(config, state.step, num_steps):
+                eval_loss = held_out_loss(
+                    strategy, held_out, config.micro_batch_size, on_batch=lambda: watchdog.progress(state.step)
+                )
+                metrics.held_out(state.step, eval_loss)
             if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
                 ended = STOPPED
                 break
     spent = {"outside_s": keeper.outside_s, "elapsed_s": time.monotonic() - started}
     metrics.event(ended, step=state.step, **spent, **_device(config, device))
     metrics.close()
+    return ended
 
 
-def _eval_loss(config: TrainConfig, strategy: Strategy, rows: RowStore, step: int, num_steps: int) -> float | None:
-    """The loss on the rows held out, if it is to be looked at after `step`."""
+def _is_judged(config: TrainConfig, step: int, num_steps: int) -> bool:
+    """Whether the loss on the rows held out is to be looked at after `step`."""
     every = config.eval_every_steps
-    if not every or (step % every and step != num_steps):
-        return None
-    return held_out_loss(strategy, rows, config.micro_batch_size)
+    return bool(every) and (step % (every or 1) == 0 or step == num_steps)
 
 
 @contextmanager
@@ -181,14 +192,24 @@ def stop_signal() -> Iterator[threading.Event]:
 
 
 def _device(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """What this rank computes with, and the rate of a matrix product on it in the precision of the run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    """What this rank computes with, the memory it took, and the rate of a matrix product in the run's precision."""
+    name = device_name(device) if device.type == "cuda" else "CPU"
+    peak_bytes = peak_memory(device)
     rate = matmul_gflops(device, config.precision, budget_s=0.3) * 1e9 if dist.get_rank() == 0 else 0.0
-    return {"device": name, "matmul_flops": rate, "num_workers": dist.get_world_size()}
+    return {"device": name, "matmul_flops": rate, "num_workers": dist.get_world_size(), "peak_bytes": peak_bytes}
 
 
-def _places() -> dict[str, list[Any]]:
-    """Process id and host name of each rank."""
-    places: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
-    dist.all_gather_object(places, (os.getpid(), socket.gethostname()))
-    return {"pids": [pid for pid, _ in places], "hosts": [host for _, host in places]}
+def _places(device: torch.device) -> dict[str, list[Any]]:
+    """Process id, host name and device of each rank."""
+    places: list[tuple[int, str, str]] = [(0, "", "")] * dist.get_world_size()
+    dist.all_gather_object(places, (os.getpid(), socket.gethostname(), device_name(device)))
+    return {
+        name: list(values) for name, values in zip(("pids", "hosts", "devices"), zip(*places, strict=True), strict=True)
+    }
+
+
+def _changed_devices(run: RunDir, devices: list[str]) -> str | None:
+    """Kinds of devices at the last start and now; None if they are the same and on other ranks than 0."""
+    starts = [record["devices"] for record in run.read_metrics() if "devices" in record] if dist.get_rank() == 0 else []
+    before, now = (", ".join(sorted(set(kinds))) for kinds in (starts[-1] if starts else devices, devices))
+    return f"{before} → {now}" if before != now else None

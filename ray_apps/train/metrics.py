@@ -18,6 +18,9 @@ LAUNCHED = "launch"
 FAILED = "failed"
 """The event of a run that would fail again; its `message` says why."""
 
+ERROR = "error"
+"""The event of a rank that failed by itself, after the step and with the message in it."""
+
 STOPPED = "stopped"
 """The event of a run that was asked to end before its last step, and saved."""
 
@@ -36,7 +39,7 @@ class MetricsWriter:
         self._run = run if active else None
         self._every_steps = every_steps
         self._last_step = last_step
-        self._seconds = self._tokens = 0.0
+        self._seconds = self._tokens = self._save_s = 0.0
         # TensorBoard's writer wants a disk; on S3 its files are copied there after each event.
         self._scratch = tempfile.TemporaryDirectory() if active and run.folder.is_remote else None
         directory = self._scratch.name if self._scratch else run.tensorboard.path
@@ -47,9 +50,15 @@ class MetricsWriter:
         self._append({"event": name, "time": time.time(), **values})
         self._publish_curves()
 
+    def blocked(self, seconds: float) -> None:
+        """Training stood still for a save; the next record says so."""
+        self._save_s += seconds
+
     def _append(self, record: dict[str, Any]) -> None:
         if self._run is None:
             return
+        if self._save_s:
+            record, self._save_s = {**record, "save_s": self._save_s}, 0.0
         try:
             self._run.append_metrics(record)
         except OSError as error:  # a full disk ends no run
@@ -58,15 +67,15 @@ class MetricsWriter:
     def _publish_curves(self) -> None:
         if self._run is None or self._curves is None or self._scratch is None:
             return
-        self._curves.flush()
         try:
+            self._curves.flush()
             self._run.tensorboard.upload(Path(self._scratch.name))
         except OSError as error:
             logger.warning("%s: the curves cannot be written: %s", self._run.folder, error)
 
     def step(self, step: int, measures: dict[str, float], seconds: float) -> None:
         """Take note of optimiser step `step`, counted from 1, which took `seconds`."""
-        if self._curves is None:
+        if self._run is None:
             return
         self._seconds += seconds
         self._tokens += measures["tokens"]
@@ -75,8 +84,7 @@ class MetricsWriter:
         values = {**measures, "tokens": self._tokens, "tokens_per_s": self._tokens / self._seconds}
         self._append({"time": time.time(), "step": step, **values, "seconds": self._seconds})
         self._seconds = self._tokens = 0.0
-        for name in CURVES:
-            self._curves.add_scalar(f"train/{name}", values[name], step)
+        self._draw(step, **{f"train/{name}": values[name] for name in CURVES})
         logger.info(
             "step=%d loss=%.4f learning_rate=%.2e tokens_per_s=%.0f",
             *(step, values["loss"], values["learning_rate"], values["tokens_per_s"]),
@@ -87,13 +95,25 @@ class MetricsWriter:
         if loss is None:
             return
         self.event("eval", step=step, eval_loss=loss)
-        if self._curves is not None:
-            self._curves.add_scalar("eval/loss", loss, step)
+        self._draw(step, **{"eval/loss": loss})
+
+    def _draw(self, step: int, **points: float) -> None:
+        """Add to the curves. TensorBoard tells of a full disk at some later call: from then on there are none."""
+        try:
+            for name, value in points.items():
+                if self._curves is not None:
+                    self._curves.add_scalar(name, value, step)
+        except OSError as error:
+            logger.warning("no more curves: %s", error)
+            self._curves = None
 
     def close(self) -> None:
         """Flush the curves."""
-        if self._curves is not None:
-            self._curves.close()
+        try:
+            if self._curves is not None:
+                self._curves.close()
+        except OSError as error:
+            logger.warning("the curves lack their end: %s", error)
         self._publish_curves()
         if self._scratch is not None:
             self._scratch.cleanup()

@@ -35,6 +35,12 @@ NOT_IN_RECEIPT = {
     "use_gpu",
 }
 
+NAMED_PACKAGES = (
+    *("torch", "transformers", "ray", "peft", "safetensors"),
+    *("deepspeed", "bitsandbytes", "flash-attn", "liger-kernel"),
+)
+"""Those whose versions are told; the others are in the hash."""
+
 
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """The settings that matter, what tells the base's weights apart, and what the dataset was made of."""
@@ -48,15 +54,15 @@ def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran with, which may change on resuming: code, packages (a hash of all versions), machine."""
-    packages = sorted({f"{found.name}=={found.version}".lower() for found in metadata.distributions()})
+    """What a run ran with, which may change on resuming: code, packages (and a hash of all versions), machine."""
+    versions = {found.name.lower(): found.version for found in metadata.distributions()}
+    packages = "\n".join(sorted(f"{name}=={version}" for name, version in versions.items()))
     return {
         "code": code_version(),
-        "packages": hashlib.sha256("\n".join(packages).encode()).hexdigest()[:16],
+        "packages": hashlib.sha256(packages.encode()).hexdigest()[:16],
         "python": platform.python_version(),
-        "torch": metadata.version("torch"),
-        "transformers": metadata.version("transformers"),
-        "machine": platform.machine(),
+        **{name: versions[name] for name in NAMED_PACKAGES if name in versions},
+        "machine": f"{platform.node()}, {platform.machine()}",
     }
 
 

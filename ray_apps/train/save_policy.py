@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from ray_apps.train.config import CheckpointSettings
 
+FIRST_SAVE_AGAIN_S = 60.0
+"""With `every_s: auto`, seconds until the next save as long as none has succeeded."""
+
 
 @dataclass(frozen=True)
 class SaveCosts:
@@ -35,21 +38,21 @@ class SavePolicy:
     settings: CheckpointSettings
     num_steps: int
 
-    def is_due(self, step: int, seconds_since_save: float, costs: SaveCosts | None) -> bool:
+    def is_due(self, step: int, seconds_since_save: float, costs: SaveCosts | None, *, tried: bool = False) -> bool:
         """Whether to save now that `step` steps are done.
 
-        With `every_s: auto` the first save comes at once: its cost is not known before.
+        With `every_s: auto` the first save comes at once: its cost is not known before. `tried`: it has begun.
         """
         every_steps = self.settings.every_steps
         if step == self.num_steps or (every_steps and step % every_steps == 0):
             return True
-        return seconds_since_save >= self._interval_s(costs)
+        return seconds_since_save >= self._interval_s(costs, tried)
 
-    def _interval_s(self, costs: SaveCosts | None) -> float:
+    def _interval_s(self, costs: SaveCosts | None, tried: bool) -> float:
         every_s, between = self.settings.every_s, self.settings.mean_time_between_preemptions_s
         if every_s != "auto":
             return math.inf if every_s is None else every_s
         assert between is not None
         if costs is None:
-            return 0.0
+            return FIRST_SAVE_AGAIN_S if tried else 0.0
         return max(costs.total_s, best_interval_s(costs.blocked_s, costs.restart_s, between))

@@ -19,6 +19,8 @@ from ray_apps.train.strategies.base import Strategy
 
 URGENT_MARGIN = 1.25
 """An urgent save must be expected to be complete in the time left divided by this."""
+TAKEN_LATE_S = 5.0
+"""Seconds after its deadline for which a machine is waited for to be taken away."""
 STOP_POLL_S = 1.0
 
 
@@ -60,8 +62,9 @@ class Keeper:
         self._num_failed = 0
         self._saved_step = -1
         self._waited_s = 0.0
-        self._saved_at = self._polled_at = self._looked_at = time.monotonic()
+        self._saved_at = self._polled_at = self._looked_at = self._stepped_at = time.monotonic()
         self._heeded: Notice | None = None
+        self._deadline: float | None = None
         self.restart_s = 0.0
         """From the start of the loop to the end of its first step."""
         self.outside_s = 0.0
@@ -76,23 +79,41 @@ class Keeper:
             SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
         """
         judged = eval_loss is not None and self._settings.keep_best > 0
+        step_s, self._stepped_at = time.monotonic() - self._stepped_at, time.monotonic()
+        is_due = self._policy.is_due(
+            state.step, self._stepped_at - self._saved_at, self._costs, tried=self._saved_step >= 0
+        )
         wish = self._agree(
-            save=self._is_first(
-                judged or self._policy.is_due(state.step, time.monotonic() - self._saved_at, self._costs)
-            ),
+            save=self._is_first(judged or is_due),
             poll=self._is_first(time.monotonic() - self._polled_at >= self._settings.preemption_poll_s),
             stop=stop or self._is_first(self._is_asked_to_stop()),
             busy=self._saver.is_pending and not self._saver.is_done,
+            leave=self._is_first(self._is_last_chance(step_s)),
         )
         if self._saver.is_pending and not wish["busy"]:
             self._settle()
         if wish["poll"]:
             self._heed(state, measures, eval_loss)
-        if wish["save"] or wish["stop"]:
+        if wish["save"] or wish["stop"] or wish["leave"]:
             self._save(state, measures, eval_loss)
-        if wish["stop"] or state.step == self._num_steps:
+        if wish["stop"] or wish["leave"] or state.step == self._num_steps:
             self.settle()
+        if wish["leave"] and not wish["stop"] and state.step < self._num_steps:
+            self._wait_to_be_taken()
         return wish["stop"]
+
+    def _is_last_chance(self, step_s: float) -> bool:
+        """Whether a machine will be gone before one more step and a save after it are over."""
+        return self._deadline is not None and time.time() + step_s + self._urgent_s() >= self._deadline
+
+    def _wait_to_be_taken(self) -> None:
+        """Sit out what is left until the deadline: steps done now would be thrown away with the machine."""
+        left_s = max(0.0, (self._deadline or 0.0) - time.time())
+        self._deadline = None
+        time.sleep(left_s + TAKEN_LATE_S)
+
+    def _urgent_s(self) -> float:
+        return URGENT_MARGIN * self._costs.total_s if self._costs else 0.0
 
     def settle(self) -> None:
         """Wait for the save under way."""
@@ -116,18 +137,18 @@ class Keeper:
         return self._run.is_asked_to_stop()
 
     def _heed(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
-        """Answer a new notice with one checkpoint, if it can be complete before the deadline."""
+        """Answer a new notice with a checkpoint at once, if it can be complete before the deadline."""
         self._polled_at = time.monotonic()
         notice = self._timed(self._outside.notice)
         if notice is None or notice == self._heeded:
             return
         self._heeded = notice
-        expected_s = URGENT_MARGIN * self._costs.total_s if self._costs else 0.0
-        late = notice.deadline is not None and time.time() + expected_s > notice.deadline
+        late = notice.deadline is not None and time.time() + self._urgent_s() > notice.deadline
         in_time = self._agree(in_time=self._is_first(not late))["in_time"]
         left_s = None if notice.deadline is None else notice.deadline - time.time()
         self._metrics.event("notice", step=state.step, ranks=list(notice.ranks), left_s=left_s, saved=in_time)
         if in_time:
+            self._deadline = notice.deadline
             self._save(state, measures, eval_loss)
             self.settle()
 
@@ -140,11 +161,14 @@ class Keeper:
         self._saved_step, self._measures = state.step, measures
         self._saver.start(state, eval_loss)
         self._waited_s = self._saved_at - waited
+        self._metrics.blocked(time.monotonic() - self._saved_at)
         if not self._settings.asynchronous:
             self.settle()
 
     def _settle(self) -> None:
+        waited = time.monotonic()
         result = self._saver.result()
+        self._metrics.blocked(time.monotonic() - waited)
         if result.problem is None:
             self._num_failed = 0
             blocked_s = result.blocked_s + self._waited_s

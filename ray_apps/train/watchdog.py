@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,10 +53,15 @@ def find_hanging(seen: Mapping[int, Seen], silent_s: float) -> dict[int, str]:
     """Ranks that keep the others waiting, and how that shows.
 
     A rank is silent when its last sign of life is older than `silent_s`. Where none is, those are meant that do not
-    wait for others.
+    wait for others; and where none is seen to wait, as with NCCL, whose collectives return at once, those that are
+    elsewhere than most.
     """
     silent = {rank: f"no sign of life for {one.age_s:.0f} s" for rank, one in seen.items() if one.age_s > silent_s}
     busy = {rank: f"stuck at {one.beat.where}" for rank, one in seen.items() if not one.beat.waits}
+    if len(busy) == len(seen):
+        (common, number), *_ = Counter(one.beat.where for one in seen.values()).most_common(1)
+        if len(seen) / 2 < number < len(seen):
+            busy = {rank: how for rank, how in busy.items() if seen[rank].beat.where != common}
     return silent or busy
 
 
@@ -83,7 +89,7 @@ class Watchdog:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._watched = threading.get_ident()
         self._silent_s = 3 * self._interval_s
-        self._step = 0
+        self.step = 0
         self._progressed_at = self._exchanged_at = time.monotonic()
         self._seen: dict[int, tuple[Beat, float]] = {}
         self._has_warned = False
@@ -97,7 +103,7 @@ class Watchdog:
 
     def progress(self, step: int) -> None:
         """Training has come so far."""
-        self._step, self._progressed_at, self._has_warned = step, time.monotonic(), False
+        self.step, self._progressed_at, self._has_warned = step, time.monotonic(), False
 
     def __enter__(self) -> "Watchdog":
         return self
@@ -127,7 +133,7 @@ class Watchdog:
         number = 0
         while not self._stopped.wait(self._interval_s):
             number += 1
-            beat = Beat(number, self._step, *_position(sys._current_frames().get(self._watched)), _place())
+            beat = Beat(number, self.step, *_position(sys._current_frames().get(self._watched)), _place())
             try:
                 self._store.set(f"rank-{self._rank}", json.dumps(asdict(beat)))
                 for rank in range(self._world_size):
@@ -152,10 +158,10 @@ class Watchdog:
         hanging = find_hanging(self._ages(), self._silent_s)
         able = [rank for rank in range(self._world_size) if rank not in hanging and f"rank {rank} hangs" not in message]
         if self._rank == min(able, default=self._rank):
-            self._run.append_metrics({"event": name, "time": time.time(), "step": self._step, "message": message})
+            self._run.append_metrics({"event": name, "time": time.time(), "step": self.step, "message": message})
 
     def _give_up(self, still_s: float) -> None:
-        self._record("hang", f"no progress for {still_s:.0f} s after step {self._step}: {self._describe()}")
+        self._record("hang", f"no progress for {still_s:.0f} s after step {self.step}: {self._describe()}")
         if not self._stopped.wait(2 * self._interval_s):  # let the rank that writes it down do so
             self._end(EXIT_CODE)
 

@@ -1,6 +1,7 @@
 """The adapter between Ray Train and the loop: the only file that talks to `ray.train` from inside a worker."""
 
 import logging
+import time
 from typing import Any
 
 import ray.train
@@ -9,26 +10,53 @@ import ray.train.torch
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.errors import WouldFailAgain
 from ray_apps.train.loop import run_training
+from ray_apps.train.metrics import FAILED
 from ray_apps.train.saving import Notice
 
 logger = logging.getLogger(__name__)
 
 
-def train_loop_per_worker(values: dict[str, Any]) -> None:
-    """Run on every worker, with the process group up."""
+GONE_S = 30.0
+"""Seconds after which the cluster has seen at the latest that a node is gone."""
+
+
+def train_loop_per_worker(values: dict[str, Any]) -> dict[str, str]:
+    """Run on every worker, with the process group up; how the run ended, and why."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    notices = _Notices()
     # Every rank reports, or Ray Train's barrier hangs. Checkpoints are committed by the run directory itself.
     try:
-        run_training(TrainConfig(**values), ray.train.torch.get_device(), ray.train.report, preemption_notice)
-    except WouldFailAgain:
-        # Raised further, it would be tried again. Every rank returns here, and the launcher reads why in the record.
+        ended = run_training(TrainConfig(**values), ray.train.torch.get_device(), ray.train.report, notices.look)
+        return {"ended": ended}
+    except WouldFailAgain as error:
+        # Raised further, it would be tried again. Every rank returns here, and the launcher is told why.
         logger.exception("the run has ended")
+        return {"ended": FAILED, "message": str(error)}
+    except Exception:
+        notices.wait_for_the_dead()
+        raise
 
 
-def preemption_notice() -> Notice | None:
-    """The notice that the cluster has of a worker's machine. A collective: every rank calls it equally often."""
-    info = ray.train.get_preemption_info()
-    if info is None:
-        return None
-    deadline = info.deadline_ms / 1000 if info.deadline_ms else None
-    return Notice(deadline, tuple(sorted(info.preempted_ranks)))
+class _Notices:
+    """What the cluster says of machines that will be taken away."""
+
+    def __init__(self) -> None:
+        self._last: Notice | None = None
+
+    def look(self) -> Notice | None:
+        """The notice that there is of a worker's machine. A collective: every rank calls it equally often."""
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        deadline = info.deadline_ms / 1000 if info.deadline_ms else None
+        self._last = Notice(deadline, tuple(sorted(info.preempted_ranks)))
+        return self._last
+
+    def wait_for_the_dead(self) -> None:
+        """After an error beside a machine of which there was notice, give the cluster time to see that it is gone.
+
+        A worker's lost connection would count as a failure of its own; a machine that was taken away does not.
+        """
+        if self._last is not None and ray.train.get_context().get_world_rank() not in self._last.ranks:
+            logger.warning("an error after the notice that ranks %s will be taken away", self._last.ranks)
+            time.sleep(GONE_S)

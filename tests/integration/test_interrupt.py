@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of each command: no process is left, and the same command goes on from there."""
+"""Ctrl-C, or a SIGKILL, in the middle of a command: the same command goes on from there."""
 
 import json
 import os
@@ -130,22 +130,34 @@ def contents(dataset: Path) -> dict[str, bytes]:
     return {str(file.relative_to(dataset)): file.read_bytes().replace(dataset.name.encode(), b"") for file in files}
 
 
-def test_train_goes_on_after_ctrl_c_to_the_same_weights(folder: Path, tiny_model_dir: Path) -> None:
+def test_train_goes_on_to_the_same_weights(folder: Path, tiny_model_dir: Path) -> None:
+    """After Ctrl-C, and after a SIGKILL of the command and all its processes."""
     tiny.write_dataset(folder / "dataset", tiny_model_dir, count=64, template="chatml")
     run = RunDir(folder / "run")
     told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 12)
     assert told[-1] == "interrupted; the same command goes on from here"
-    latest = run.latest_checkpoint()
-    assert latest is not None
-    assert 0 < latest.step < STEPS
+    first = run.latest_checkpoint()
+    assert first is not None
+    assert 0 < first.step < STEPS
+
+    killed(folder, "train", "recipe.yaml", when=lambda: last_step(run) > first.step + 7)
+    second = run.latest_checkpoint()
+    assert second is not None
+    assert first.step < second.step < STEPS
+    done = last_step(run)
+
     vicuna(folder, "train", "recipe.yaml")
     starts = [record["step"] for record in run.read_metrics() if record.get("event") == "start"]
-    assert starts[0] == 0
-    assert starts[-1] >= latest.step
+    assert starts == [0, first.step, second.step]
+    assert done - second.step <= 10  # the interval, and that of a save under way
 
     vicuna(folder, "train", "recipe.yaml", "train.run_dir=whole", "train.output=whole-model")
     torn, whole = (load_file(folder / name / "model.safetensors") for name in ("model", "whole-model"))
     assert all((torn[name] == whole[name]).all() for name in whole)
+
+
+def last_step(run: RunDir) -> int:
+    return max((record["step"] for record in run.read_metrics() if "loss" in record), default=0)
 
 
 def test_serve_ends_with_ctrl_c(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ PAUSE_S = 0.25
 """After each step, so that a run of a tiny model lasts until Ray has seen a node come, which takes it up to 40 s."""
 
 
-def train_slowly(values: dict[str, Any]) -> None:
+def train_slowly(values: dict[str, Any]) -> dict[str, str]:
     """What each worker runs."""
     after_step = Keeper.after_step
 
@@ -52,7 +52,7 @@ def train_slowly(values: dict[str, Any]) -> None:
         return after_step(*arguments, **options)
 
     Keeper.after_step = pausing  # type: ignore[method-assign]
-    train_loop_per_worker(values)
+    return train_loop_per_worker(values)
 
 
 @pytest.fixture
@@ -152,10 +152,19 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     assert len(redone) - len(set(redone)) <= 10 * (len(events.sizes) - 1)
 
 
-def test_a_notice_saves_what_the_machine_had_done(cluster: Cluster, config: TrainConfig, tmp_path: Path) -> None:
-    """Notice, one urgent checkpoint, the machine gone after the deadline: nothing but the way back is lost."""
+@pytest.mark.parametrize(
+    "gone_after_s", [9.0, pytest.param(4.0, marks=pytest.mark.soak)], ids=["after the deadline", "before it"]
+)
+def test_a_notice_saves_what_the_machine_had_done(
+    cluster: Cluster, config: TrainConfig, tmp_path: Path, gone_after_s: float
+) -> None:
+    """Notice, checkpoints at once and as late as they fit, the machine gone: next to nothing is lost or counted."""
     config = config.model_copy(
-        update={"max_failures": 3, "checkpoint": config.checkpoint.model_copy(update={"every_steps": 1000})}
+        update={
+            "max_failures": 0,
+            "max_steps": 60,
+            "checkpoint": config.checkpoint.model_copy(update={"every_steps": 1000}),
+        }
     )
     cluster.add_node(num_cpus=1)
     doomed = cluster.add_node(num_cpus=1)
@@ -164,10 +173,10 @@ def test_a_notice_saves_what_the_machine_had_done(cluster: Cluster, config: Trai
 
     def take_away() -> None:
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int((time.time() + 4) * 1000)
+        deadline_ms = int((time.time() + 8) * 1000)
         client = ray._raylet.GcsClient(address=cluster.address)
         client.drain_node(doomed.node_id, reason, "spot", deadline_ms)
-        time.sleep(5)
+        time.sleep(gone_after_s)
         cluster.remove_node(doomed, allow_graceful=False)
 
     events.when(trained(5), take_away)
@@ -176,9 +185,13 @@ def test_a_notice_saves_what_the_machine_had_done(cluster: Cluster, config: Trai
     (notice,) = [record for record in records if record.get("event") == "notice"]
     assert notice["saved"]
     assert len(notice["ranks"]) == 1
+    saved = [record["step"] for record in records if record.get("event") == "checkpoint"]
     starts = [record["step"] for record in records if record.get("event") == "start"]
     assert starts[0] == 0
-    assert starts[-1] == notice["step"]
+    assert saved[0] == notice["step"]
+    assert starts[-1] == saved[0 if gone_after_s < 8 else 1] < 60
+    redone = [record["step"] for record in records if "loss" in record]
+    assert len(redone) - len(set(redone)) <= (1 if gone_after_s > 8 else 20)
     assert events.sizes == [2, *[1] * (len(starts) - 1)]
 
 

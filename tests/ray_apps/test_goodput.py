@@ -76,9 +76,9 @@ def test_every_second_of_a_run_is_in_one_bucket() -> None:
     launch = {"event": "launch", "time": 100.0}
     first = [{**start(0, 110.0), "build_s": 1.0, "restore_s": 0.0}]
     steps = [{**step(number, 110.0 + 2 * number), "seconds": 2.0, "tokens": 10} for number in (1, 2, 3)]
-    save = {**saved(2, 114.5), "blocked_s": 0.5}
+    save = {**saved(2, 116.0), "blocked_s": 0.5}  # beside the training: training stood still before, during step 3
     again = [{**start(2, 130.0), "restore_s": 3.0}, {**step(3, 132.0), "seconds": 2.0, "tokens": 10}]
-    goodput = account([launch, *first, *steps[:2], save, {**steps[2], "time": 116.5}, *again])
+    goodput = account([launch, *first, *steps[:2], save, {**steps[2], "time": 116.5, "save_s": 0.5}, *again])
     assert goodput.buckets() == {
         "productive": 6.0,
         "initialisation": 10.0,

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import RunError
+from data_prep.errors import ConfigError, RunError
+from data_prep.folder import Folder
 from ray_apps.run_dir import MARKER, RunDir
+from tests import s3
+from tests.s3 import Bucket
 
 
 def save(run: RunDir, step: int, keep_last: int = 9, **options: Any) -> Path:
@@ -111,3 +114,59 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 2})[:-3])
     assert run.read_metrics() == [{"step": 1}]
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.append_metrics({"step": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    run.append_metrics({"event": "launch"})
+    assert run.read_metrics() == [{"step": 1}, {"event": "launch"}]
+
+
+def test_what_is_no_run_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis' has no receipt.json: it is not ours to replace"):
+        RunDir("~/thesis").remove()
+    assert (tmp_path / "thesis" / "thesis.txt").exists()
+    RunDir(tmp_path / "nothing").remove()
+    RunDir(tmp_path / "run").check_receipt({"seed": 1})
+    RunDir(tmp_path / "run").remove()
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_s3_what_is_no_run_is_not_removed(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.variables(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    place = RunDir(f"{Bucket(s3_endpoint, tmp_path.name).uri}/team")
+    (place.folder / "bases").write("config.json", "{}")
+    with pytest.raises(ConfigError, match="it is not ours to replace"):
+        place.remove()
+    assert (place.folder / "bases").read("config.json") == "{}"
+
+
+def test_a_complete_checkpoint_stays_complete_if_an_old_one_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDir(tmp_path)
+    save(run, 10)
+    monkeypatch.setattr(Folder, "remove", refuse)
+    save(run, 20, keep_last=1)
+    assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [20, 10]
+    assert "an old checkpoint cannot be removed: it is busy" in caplog.text
+
+
+def refuse(folder: Folder) -> None:
+    raise OSError("it is busy")
+
+
+def test_what_a_run_began_with_may_change(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.check_receipt({"seed": 1}, {"torch": "2.13"})
+    run.check_receipt({"seed": 1}, {"torch": "2.14"})
+    assert run.read_receipt() == {"seed": 1, "environment": {"torch": "2.13"}}
+    with pytest.raises(RunError, match="seed"):
+        run.check_receipt({"seed": 2}, {"torch": "2.13"})

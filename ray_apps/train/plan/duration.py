@@ -1,5 +1,6 @@
 """How long a step takes: floating-point operations by the share of the GPU's peak that is reached, beside traffic."""
 
+import math
 from dataclasses import dataclass
 
 from ray_apps.train.config import TrainConfig
@@ -35,7 +36,8 @@ def step_duration(anatomy: Anatomy, config: TrainConfig, gpu: Gpu, row_tokens: f
     per_token = flops_per_token(anatomy, config, row_tokens)
     tokens = config.global_batch_size * row_tokens
     compute_s = per_token * tokens / (config.worker_range[1] * gpu.peak_tflops * 1e12 * mfu)
-    num_micro_batches = config.global_batch_size // (config.micro_batch_size * config.worker_range[1])
+    rows = math.ceil(config.global_batch_size / config.worker_range[1])
+    num_micro_batches = math.ceil(rows / config.micro_batch_size)
     traffic_s = num_micro_batches * _traffic_bytes(anatomy, config) / (gpu.link_gb_per_s * 1e9)
     return Duration(per_token, compute_s, traffic_s)
 

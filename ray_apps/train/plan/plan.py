@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from data_prep.errors import ConfigError, DataError
 from data_prep.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ray_apps.train.combinations import check_combination
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.plan.duration import Duration, step_duration
 from ray_apps.train.plan.gpus import find_gpu
@@ -82,16 +83,29 @@ def _stored_bytes(model_config: PreTrainedConfig) -> int:
     return model_config.dtype.itemsize if isinstance(model_config.dtype, torch.dtype) else 4
 
 
+def _check_planned(config: TrainConfig) -> None:
+    """Refuse what the figures would be wrong for."""
+    for name, value, planned in (
+        ("strategy", config.strategy, "fsdp"),
+        ("optimizer", config.optimizer, "adamw"),
+        ("quantize_base", config.quantize_base, None),
+    ):
+        if value != planned:
+            raise ConfigError(f"train.{name}: {value!r} is not planned yet; expected {planned!r}")
+
+
 def make_plan(config: TrainConfig, gpu_name: str, rows: Rows, mfu: float, price: float | None = None) -> Plan:
     """The plan of a run on as many GPUs as `config` has workers at most; `price`: dollars per GPU and hour.
 
     Raises:
-        ConfigError: the GPU is not known, or the model lacks a layer that `lora` names.
+        ConfigError: the GPU is not known, the model lacks a layer that `lora` names, or the settings are not planned.
         ModelError: the model's config cannot be had.
         RunError: there are fewer rows than one batch takes.
     """
     from ray_apps.train.loop import count_steps
 
+    check_combination(config)
+    _check_planned(config)
     gpu = find_gpu(gpu_name)
     model_config, source = find_model_config(config.model)
     anatomy = dissect(model_config, config, config.micro_batch_size * rows.context_length)

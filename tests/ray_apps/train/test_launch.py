@@ -112,6 +112,11 @@ def test_a_run_directory_is_on_a_disk_or_on_s3(make_config: Callable[..., TrainC
         ({"num_workers": [3, 2]}, r"num_workers: \[3, 2\] is not valid; expected \[min, max\]"),
         ({"num_workers": [1, 8]}, r"num_workers: 8 workers are more than the 4 rows of a step"),
         ({"num_workers": 3}, r"global_batch_size: 4 is not a multiple of micro_batch_size × num_workers = 1 × 3 = 3"),
+        ({"export": "best", "eval_every_steps": 2}, r"export: 'best' is not valid with checkpoint.keep_best 0"),
+        ({"checkpoint": {"keep_best": 1}}, r"eval_every_steps: is required by checkpoint.keep_best"),
+        ({"seed": 2**64}, r"seed: 18446744073709551616 is not valid; expected less than 9223372036854775808"),
+        ({"run_dir": "s3://bucket"}, r"run_dir: 's3://bucket' is not valid; expected .* s3://bucket/key"),
+        ({"model": "s3://b/bases/llama", "run_dir": "s3://b/bases"}, r"model: .* is not outside of run_dir"),
         ({"checkpoint": {"every_steps": None}}, r"every_steps: null needs every_s"),
         ({"checkpoint": {"every_s": "auto"}}, r"mean_time_between_preemptions_s: goes with every_s: 'auto'"),
         ({"checkpoint": {"mean_time_between_preemptions_s": 60}}, r"goes with every_s: 'auto', and only with it"),
@@ -132,6 +137,8 @@ def test_settings_that_contradict_each_other_are_refused(
             r"train\.attention: 'flash_attention_2' is not valid here: it needs a GPU",
         ),
         ({"fsdp": {"cpu_offload": True}}, r"train\.fsdp\.cpu_offload: True is not valid here: there is no GPU"),
+        ({"deepspeed": {"stage": 3}}, r"train\.deepspeed: is not valid with train\.strategy 'fsdp'"),
+        ({"strategy": "deepspeed", "fsdp": {"cpu_offload": True}}, r"expected deepspeed\.offload"),
         ({"lora": {"target_modules": ["lm_head"]}}, r"no linear layer of its own called lm_head; valid: down_proj, "),
     ],
 )
@@ -142,6 +149,16 @@ def test_what_only_a_worker_would_find_is_refused(
     monkeypatch.setattr("ray_apps.train.launch._available", lambda: {"CPU": 3, "GPU": 0})
     with pytest.raises(ConfigError, match=message):
         check_run(make_config(**fields))
+
+
+def test_a_directory_that_is_no_run_is_refused(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="it is not ours to replace"):
+        check_run(make_config(run_dir="~/thesis"))
 
 
 def test_a_dataset_without_a_trained_token_is_refused(

@@ -39,6 +39,8 @@ def test_auto_measures_first_and_never_saves_faster_than_it_can() -> None:
     settings = CheckpointSettings(every_steps=None, every_s="auto", mean_time_between_preemptions_s=3600.0)
     policy = SavePolicy(settings, num_steps=100)
     assert policy.is_due(1, 0.1, None)
+    assert not policy.is_due(2, 0.1, None, tried=True)
+    assert policy.is_due(2, 61, None, tried=True)
     cheap, slow = SaveCosts(1.0, 10.0, 60.0), SaveCosts(0.01, 500.0, 0.0)
     interval = best_interval_s(1.0, 60.0, 3600.0)
     assert not policy.is_due(2, interval - 1, cheap)

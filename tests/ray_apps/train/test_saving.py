@@ -1,5 +1,6 @@
 """What the loop does between two steps: notices, requests to stop, saves beside the training."""
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
+from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.loop import run_training
@@ -60,6 +63,28 @@ def test_a_notice_is_answered_with_one_checkpoint(make_config: Callable[..., Tra
     assert len(losses(config)) == 8  # training went on
 
 
+@pytest.mark.slow
+def test_before_the_deadline_there_is_a_last_checkpoint_and_no_step_after_it(
+    make_config: Callable[..., TrainConfig], process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_apps.train.saving.TAKEN_LATE_S", 0.5)
+    config = make_config(max_steps=120, epochs=99, checkpoint={"every_steps": 1000, "preemption_poll_s": 0})
+    polls, deadline = 0, 0.0
+
+    def notice() -> Notice | None:
+        nonlocal polls, deadline
+        polls += 1
+        deadline = deadline or (time.time() + 2 if polls == 3 else 0.0)
+        return Notice(deadline, (0,)) if deadline else None
+
+    run_training(config, CPU, notice=notice)
+    first, last, end = (record["step"] for record in events(config, "checkpoint"))
+    assert (first, end) == (3, 120)
+    assert 3 < last < 120
+    done = {record["step"]: record["time"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record}
+    assert done[last] < deadline < deadline + 0.5 <= done[last + 1]  # the machine was not taken: it went on
+
+
 def test_a_deadline_that_cannot_be_met_leaves_the_last_checkpoint(
     make_config: Callable[..., TrainConfig], process_group: None
 ) -> None:
@@ -106,7 +131,7 @@ def test_the_best_checkpoint_stays_and_can_be_exported(
     make_config: Callable[..., TrainConfig], process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve = iter([0.5, 0.2, 0.3])
-    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", lambda *arguments: next(curve))
+    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", lambda *arguments, **options: next(curve))
     config = make_config(
         max_steps=6, eval_every_steps=2, checkpoint={"every_steps": 100, "keep_last": 1, "keep_best": 1}
     )
@@ -147,3 +172,43 @@ def test_any_number_of_workers_shares_a_batch_out(make_config: Callable[..., Tra
     assert losses(three) == pytest.approx(losses(one), rel=1e-4)
     tokens = [[r["tokens"] for r in RunDir(c.run_dir).read_metrics() if "loss" in r] for c in (one, three)]
     assert tokens[0] == tokens[1]
+
+
+def test_a_final_checkpoint_that_is_damaged_is_made_again(
+    make_config: Callable[..., TrainConfig], process_group: None, tmp_path: Path
+) -> None:
+    config = make_config(max_steps=6)
+    run_training(config, CPU)
+    whole = exported(config)
+    latest = RunDir(config.run_dir).latest_checkpoint()
+    assert latest is not None
+    shard = Path(latest.folder.path) / next(name for name in latest.files if name.endswith(".distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RunError, match="the same command again goes on from the one before"):
+        exported(config)
+    run_training(config, CPU)
+    assert [record["step"] for record in events(config, "start")] == [0, 4]
+    again = exported(config)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_full_disk_ends_the_curves_and_not_the_run(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_scalar = SummaryWriter.add_scalar
+
+    def full(writer: SummaryWriter, name: str, value: float, step: int) -> None:
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add_scalar(writer, name, value, step)
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    config = make_config(max_steps=6)
+    run_training(config, CPU)
+    assert len(losses(config)) == 6
+    assert caplog.text.count("no more curves: [Errno 28] No space left on device") == 1

@@ -27,6 +27,15 @@ def test_a_rank_that_does_not_wait_for_others_is_named() -> None:
     )
 
 
+def test_where_none_is_seen_to_wait_those_elsewhere_than_most_are_named() -> None:
+    waiting = Beat(9, 4, "loop.py:60 train_step", waits=False, place="process 1 on a")
+    assert find_hanging({0: Seen(waiting, 1.0), 1: Seen(BUSY, 1.0), 2: Seen(waiting, 1.0)}, silent_s=15) == {
+        1: "stuck at loop.py:7 oversleep"
+    }
+    assert set(find_hanging({0: Seen(waiting, 1.0), 1: Seen(BUSY, 1.0)}, silent_s=15)) == {0, 1}
+    assert set(find_hanging({0: Seen(waiting, 1.0), 1: Seen(waiting, 1.0)}, silent_s=15)) == {0, 1}
+
+
 def test_ranks_that_all_wait_are_told_with_their_places() -> None:
     message = describe_hanging({0: Seen(WAITING, 1.0), 1: Seen(WAITING, 1.0)}, silent_s=15)
     assert message.startswith("all ranks wait for each other: 0 at distributed_c10d.py:1 all_reduce, 1 at")

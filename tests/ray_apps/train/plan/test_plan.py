@@ -43,6 +43,24 @@ def test_well_known_models_have_their_published_number_of_weights(model: str, pa
     assert serving_memory(find_model_config(model)[0], 2048).parameters == parameters
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"strategy": "deepspeed"}, r"train\.strategy: 'deepspeed' is not planned yet; expected 'fsdp'"),
+        ({"num_workers": 1, "optimizer": "adamw_8bit"}, r"train\.optimizer: 'adamw_8bit' is not planned yet"),
+        ({"num_workers": 1, "quantize_base": "nf4"}, r"'nf4' is not valid without train\.lora"),
+        ({"num_workers": 1, "quantize_base": "nf4", "lora": {}}, r"train\.quantize_base: 'nf4' is not planned yet"),
+    ],
+)
+def test_what_is_not_planned_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan_of(**fields)
+
+
+def test_workers_that_share_a_batch_unevenly_have_traffic() -> None:
+    assert make_plan_of(num_workers=[1, 8], global_batch_size=8, micro_batch_size=2).duration.traffic_s > 0
+
+
 def test_a_directory_with_a_config_alone_is_enough(tmp_path: Path) -> None:
     shape = LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=100
