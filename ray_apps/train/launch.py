@@ -131,11 +131,7 @@ def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     with _own_signal_handlers(run):
-        try:
-            result: Any = _trainer(config, run).fit()
-        except Exception as error:
-            raise RunError(f"training failed: {_root_cause(error)}") from error
-    told: dict[str, str] = result.return_value or {}  # of rank 0
+        told = _fit_through_preemptions(config, run)
     if told.get("ended") == FAILED:
         raise RunError(f"training failed: {told['message']}")
     if told.get("ended") == STOPPED:
@@ -144,6 +140,25 @@ def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
         raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
     if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
         raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
+
+
+def _fit_through_preemptions(config: TrainConfig, run: RunDir) -> dict[str, str]:
+    """What rank 0 says of how the run ended.
+
+    Ray counts a machine that is gone before the deadline of its notice as a failure; here it is none.
+    """
+    started = 0
+    while True:
+        try:
+            result: Any = _trainer(config, run).fit()
+            return result.return_value or {}
+        except Exception as error:
+            events = [record.get("event") for record in run.read_metrics()]
+            attempts, last = events.count("start"), events[::-1].index("start") if "start" in events else 0
+            if attempts == started or "notice" not in events[len(events) - last :]:
+                raise RunError(f"training failed: {_root_cause(error)}") from error
+            started = attempts
+            logger.warning("a machine was taken away before its deadline: %s", _root_cause(error))
 
 
 def _has_started(run: RunDir) -> bool:
