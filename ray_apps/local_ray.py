@@ -12,7 +12,7 @@ from types import FrameType
 import psutil
 import ray
 
-from ray_apps.machine import usable_cpus
+from ray_apps.machine import count_gpus, usable_cpus
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -94,3 +94,11 @@ def _gone_is_fine() -> Iterator[None]:
         yield
     except psutil.NoSuchProcess:
         return
+
+
+def available() -> dict[str, float]:
+    """CPUs and GPUs of the cluster, or of this machine where none has been started yet."""
+    if ray.is_initialized():
+        resources = ray.cluster_resources()
+        return {kind: resources.get(kind, 0) for kind in ("CPU", "GPU")}
+    return {"CPU": usable_cpus(), "GPU": count_gpus()}

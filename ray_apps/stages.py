@@ -64,7 +64,8 @@ def train_stage(
     config: TrainConfig, *, fresh: bool = False, on_records: Callable[[Records], None] = lambda records: None
 ) -> None:
     """A dataset and a base model to a finished run; resumes where an earlier attempt stopped."""
-    from ray_apps.train.launch import check_run, count_run_steps, train
+    from ray_apps.train.checks import check_run, count_run_steps
+    from ray_apps.train.launch import train
     from ray_apps.train.receipt import environment, run_receipt
 
     began = time.time()

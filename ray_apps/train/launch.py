@@ -1,4 +1,4 @@
-"""Start or resume a run on Ray Train: everything is checked before a worker starts."""
+"""Start or resume a run on Ray Train, and follow it."""
 
 import json
 import logging
@@ -12,22 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from data_prep.errors import ConfigError, DataError, RunError
-from data_prep.manifest import Manifest, check_part_files, read_manifest
-from data_prep.pack import ROW_SCHEMA_VERSION
-from data_prep.tokenizer import fingerprint, load_tokenizer
-from ray_apps.machine import count_gpus, usable_cpus
-from ray_apps.model_dir import local_model_dir
+from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir, differences
-from ray_apps.train.attention import has_flash_attention
-from ray_apps.train.base_model import check_base
-from ray_apps.train.combinations import check_combination
+from ray_apps.train.checks import check_run, count_run_steps, uses_gpu
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.export import check_output
 from ray_apps.train.metrics import FAILED, LAUNCHED, STOPPED
 from ray_apps.train.receipt import environment, run_receipt
 from ray_apps.train.worker import train_loop_per_worker
@@ -41,52 +32,6 @@ RAY_TRAIN_SETTINGS = {
 
 FOLLOW_S, FOLLOW_REMOTE_S = 0.5, 3.0
 """Seconds between two looks at the metrics, on a disk and on S3."""
-
-
-def count_run_steps(config: TrainConfig, manifest: Manifest) -> int:
-    """Optimiser steps of the run."""
-    from ray_apps.train.loop import count_steps
-
-    return count_steps(manifest.train.rows, config)
-
-
-def check_run(config: TrainConfig) -> Manifest:
-    """Refuse, before anything starts, what could only fail later; returns the dataset's manifest.
-
-    Raises:
-        DataError: the dataset is missing, of another version, or made with another tokenizer than the model's.
-        ConfigError: its rows are longer than the model's context, the model lacks a module that `lora` names, or no row
-            is held out for `eval_every_steps`.
-        ModelError: the base model cannot be used.
-        RunError: the batch is larger than the dataset.
-    """
-    manifest = read_manifest(config.dataset)
-    if manifest.row_schema_version != ROW_SCHEMA_VERSION:
-        raise DataError(
-            f"train.dataset: {config.dataset!r} has rows of version {manifest.row_schema_version}, "
-            f"this is version {ROW_SCHEMA_VERSION}; make it again with `vicuna prep --fresh`"
-        )
-    check_part_files(config.dataset, manifest)
-    if manifest.train.trained_tokens == 0:
-        raise DataError(f"train.dataset: {config.dataset!r} has no token to train on")
-    if config.eval_every_steps and manifest.eval.trained_tokens == 0:
-        raise ConfigError(
-            f"train.eval_every_steps: {config.eval_every_steps} is not valid: {config.dataset!r} holds no rows out; "
-            "make it with data.eval_fraction above 0"
-        )
-    directory = local_model_dir(config.model)
-    if fingerprint(load_tokenizer(config.model)) != manifest.tokenizer_fingerprint:
-        raise DataError(
-            f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
-            f"which is not that of train.model {config.model!r}; make it again with `vicuna prep --fresh`"
-        )
-    check_combination(config)
-    check_base(config, directory, manifest.context_length)
-    count_run_steps(config, manifest)
-    check_resources(config)
-    RunDir(config.run_dir).check_replaceable()
-    check_output(config)
-    return manifest
 
 
 def train(
@@ -171,7 +116,7 @@ def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
     absolute = {"run_dir": run.folder.place, "dataset": str(Path(config.dataset).absolute())}
     if (directory := Path(config.model)).is_dir():
         absolute["model"] = str(directory.absolute())
-    use_gpu = _use_gpu(config)
+    use_gpu = uses_gpu(config)
     fewest, most = config.worker_range
     return TorchTrainer(
         train_loop_per_worker,  # type: ignore[arg-type]
@@ -219,46 +164,6 @@ def _own_signal_handlers(run: RunDir) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _use_gpu(config: TrainConfig) -> bool:
-    return _available()["GPU"] > 0 if config.use_gpu == "auto" else config.use_gpu
-
-
-def _available() -> dict[str, float]:
-    """CPUs and GPUs of the cluster, or of this machine where none has been started yet."""
-    if ray.is_initialized():
-        resources = ray.cluster_resources()
-        return {kind: resources.get(kind, 0) for kind in ("CPU", "GPU")}
-    return {"CPU": usable_cpus(), "GPU": count_gpus()}
-
-
-def check_resources(config: TrainConfig) -> None:
-    """Refuse more workers than this machine can run. A cluster that grows on demand is not asked.
-
-    Raises:
-        ConfigError: naming the field and what would be valid.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    available, use_gpu = _available(), _use_gpu(config)
-    if use_gpu and available["GPU"] == 0:
-        raise ConfigError("train.use_gpu: True is not valid here: there is no GPU; expected 'auto' or False")
-    if not use_gpu and config.fsdp.cpu_offload:
-        raise ConfigError("train.fsdp.cpu_offload: True is not valid here: there is no GPU to offload from")
-    if config.attention == "flash_attention_2" and not (use_gpu and has_flash_attention()):
-        raise ConfigError(
-            "train.attention: 'flash_attention_2' is not valid here: it needs a GPU and the package flash-attn; "
-            "expected 'auto' or 'sdpa'"
-        )
-    most = available["CPU"] // config.cpus_per_worker
-    if use_gpu:
-        most = min(most, available["GPU"])
-    if config.worker_range[0] > most:
-        raise ConfigError(
-            f"train.num_workers: {config.num_workers} is not valid here: with cpus_per_worker {config.cpus_per_worker} "
-            f"there are {available['CPU']:.0f} CPUs and {available['GPU']:.0f} GPUs for at most {most:.0f}"
-        )
 
 
 def _root_cause(error: BaseException) -> str:

@@ -28,9 +28,10 @@ from ray_apps.recipe import data_section, load_recipe, train_section
 from ray_apps.run_dir import RunDir
 from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
 from ray_apps.serve.run import serving
+from ray_apps.train.checks import count_run_steps
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export, is_exported
-from ray_apps.train.launch import count_run_steps, train
+from ray_apps.train.launch import train
 from tests import tiny
 from tests.integration.test_interrupt import command, environment
 

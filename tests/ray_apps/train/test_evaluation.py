@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from data_prep.encode import IGNORE_INDEX
 from data_prep.errors import ConfigError
 from ray_apps.run_dir import RunDir
+from ray_apps.train.checks import check_run
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowStore, collate
-from ray_apps.train.launch import check_run
 from ray_apps.train.loop import run_training
 from tests import tiny
 from tests.processes import CPU, run_ranks

@@ -15,9 +15,9 @@ from data_prep.errors import RunError
 from data_prep.manifest import read_manifest
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import RunDir
+from ray_apps.train.checks import check_run
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.export import export, is_exported
-from ray_apps.train.launch import check_run
 from ray_apps.train.loop import count_steps, run_training
 from ray_apps.train.receipt import run_receipt
 from tests.processes import CPU, run_rank, run_ranks, start

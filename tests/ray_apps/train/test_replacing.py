@@ -7,8 +7,8 @@ import pytest
 
 from data_prep.errors import ConfigError
 from data_prep.manifest import read_manifest
+from ray_apps.train.checks import check_run
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.launch import check_run
 from ray_apps.train.receipt import run_receipt
 
 

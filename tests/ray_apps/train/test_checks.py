@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.errors import ConfigError, DataError, ModelError
 from data_prep.manifest import read_manifest
+from ray_apps.train.checks import check_run, count_run_steps
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.launch import check_run, count_run_steps
 from ray_apps.train.receipt import run_receipt
 from tests import tiny
 
@@ -83,7 +83,7 @@ def test_more_workers_than_the_machine_has_are_refused_before_anything_is_writte
     make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray_apps.train.launch._available", lambda: {"CPU": 3, "GPU": 0})
+    monkeypatch.setattr("ray_apps.train.checks.available", lambda: {"CPU": 3, "GPU": 0})
     config = make_config(num_workers=4)
     with pytest.raises(ConfigError, match=r"train\.num_workers: 4 is not valid here: .* for at most 3"):
         check_run(config)
@@ -146,7 +146,7 @@ def test_what_only_a_worker_would_find_is_refused(
     make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], message: str
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray_apps.train.launch._available", lambda: {"CPU": 3, "GPU": 0})
+    monkeypatch.setattr("ray_apps.train.checks.available", lambda: {"CPU": 3, "GPU": 0})
     with pytest.raises(ConfigError, match=message):
         check_run(make_config(**fields))
 
