@@ -216,6 +216,7 @@ def test_sigterm_saves_first(cluster: Cluster, config: TrainConfig, tmp_path: Pa
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
+@pytest.mark.soak
 def test_a_frozen_worker_is_named_and_the_run_goes_on(cluster: Cluster, config: TrainConfig) -> None:
     config = config.model_copy(update={"num_workers": 2, "hang_timeout_s": 8.0, "max_steps": 20})
     cluster.add_node(num_cpus=2)
@@ -242,6 +243,7 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Bucket(s3_endpoint, tmp_path.name)
 
 
+@pytest.mark.soak
 def test_a_run_on_s3_goes_on_after_a_killed_worker(bucket: Bucket, cluster: Cluster, config: TrainConfig) -> None:
     config = config.model_copy(update={"run_dir": f"{bucket.uri}/run", "num_workers": 2, "max_steps": 24})
     cluster.add_node(num_cpus=2)
