@@ -1,8 +1,9 @@
 """Causal attention in bf16 on a CPU, by blocks of queries.
 
-PyTorch's own kernel runs at a quarter of this processor's bf16 rate. Here all arithmetic but the softmax is in batched
-matrix products, which do reach it; scores exist for one block of queries at a time, and are computed again in the
-backward pass (Dao et al. 2022, without its tiles of keys: a cache holds more than a GPU's shared memory).
+PyTorch's own kernel runs at a quarter of a processor's bf16 rate. Here the arithmetic is in batched matrix products,
+which do reach it: that of queries and keys in fp32, so that scores are as exact as the kernel's, the others in bf16.
+Scores exist for one block of queries at a time, and are computed again in the backward pass (Dao et al. 2022, without
+its tiles of keys: a cache holds more than a GPU's shared memory).
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     """Softmax of scaled scores × value, where a query sees the keys up to its own position.
 
     `query`: `[heads, tokens, head_dim]`; `key`, `value`: `[kv_heads, tokens, head_dim]`, each shared by heads that
-    follow one another. Returns `query`'s shape. Scores are rounded to the type of the inputs.
+    follow one another. Returns `query`'s shape.
     """
     output = torch.empty(query.shape, dtype=query.dtype)
     blocks = _Blocks(query, key, scale)
@@ -47,8 +48,8 @@ def causal_attention_backward(
         to_value[:, :end] += weights.transpose(1, 2) @ seen
         to_scores = torch._softmax_backward_data(seen @ value[:, :end].transpose(1, 2), weights, -1, weights.dtype)
         blocks.rows(to_query, start, end).copy_(blocks.by_head(to_scores @ key[:, :end]).mul_(scale))
-        to_key[:, :end] += to_scores.transpose(1, 2) @ blocks.stacked(blocks.query, start, end)
-    return to_query, to_key.to(key.dtype), to_value.to(value.dtype)
+        to_key[:, :end] += to_scores.transpose(1, 2) @ blocks.stacked(query, start, end)
+    return to_query, to_key.mul_(scale).to(key.dtype), to_value.to(value.dtype)
 
 
 @causal_attention_backward.register_fake
@@ -74,11 +75,12 @@ class _Blocks:
     """Blocks of queries. The heads that share a key are stacked: `[kv_heads, heads of each × queries, head_dim]`."""
 
     def __init__(self, query: torch.Tensor, key: torch.Tensor, scale: float) -> None:
-        self.query = query * scale
-        self.keys = key.transpose(1, 2)
+        self.scaled = query.float() * scale
+        self.keys = key.float().transpose(1, 2)
+        self.dtype = query.dtype
         self.kv_heads, tokens, self.head_dim = key.shape
         self.bounds = [(start, min(start + QUERIES, tokens)) for start in range(0, tokens, QUERIES)]
-        self.future = torch.full((QUERIES, QUERIES), float("-inf"), dtype=query.dtype).triu(1)
+        self.future = torch.full((QUERIES, QUERIES), float("-inf")).triu(1)
 
     def rows(self, tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """A view of the block's rows, `[kv_heads, heads of each, queries, head_dim]`."""
@@ -91,11 +93,11 @@ class _Blocks:
 
     def by_head(self, stacked: torch.Tensor) -> torch.Tensor:
         """Of a stacked block, the shape of `rows`."""
-        return stacked.view(self.kv_heads, self.query.shape[0] // self.kv_heads, -1, stacked.shape[-1])
+        return stacked.view(self.kv_heads, self.scaled.shape[0] // self.kv_heads, -1, stacked.shape[-1])
 
     def weights(self, start: int, end: int) -> torch.Tensor:
         """What each query of the block takes from each key: `[kv_heads, heads of each × queries, end]`."""
-        scores = self.stacked(self.query, start, end) @ self.keys[:, :, :end]
+        scores = self.stacked(self.scaled, start, end) @ self.keys[:, :, :end]
         self.by_head(scores)[..., start:] += self.future[: end - start, : end - start]
-        weights: torch.Tensor = scores.softmax(-1)
+        weights: torch.Tensor = scores.softmax(-1).to(self.dtype)
         return weights

@@ -140,7 +140,7 @@ class TrainConfig(Settings):
     compile: bool = False
     """Compile attention, MLP and norms of the decoder layers with torch.compile; it starts more slowly."""
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
-    """`auto`: FlashAttention where it is installed and there is a GPU, else PyTorch's own, chat by chat."""
+    """`auto`: FlashAttention where it is installed and there is a GPU, else as `sdpa`: one causal call a chat."""
 
     strategy: Literal["fsdp", "deepspeed"] = "fsdp"
     """How the model is spread over the workers."""

@@ -7,15 +7,7 @@ RunError
     └── SavesFailed
 """
 
-import torch
-
 from data_prep.errors import RunError
-
-OF_THE_PROGRAM = (
-    *(torch.OutOfMemoryError, ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(NotImplementedError, TypeError, ValueError),
-)
-"""Errors that come from what is computed, where others come from a lost connection, a full disk or a dead peer."""
 
 
 class WouldFailAgain(RunError):  # noqa: N818 - named for what it is
@@ -27,7 +19,7 @@ class Diverged(WouldFailAgain):
 
 
 class SameErrorAgain(WouldFailAgain):
-    """One of `OF_THE_PROGRAM` came twice on the same rank at the same step."""
+    """An error of what is computed came twice on the same rank at the same step."""
 
 
 class SavesFailed(WouldFailAgain):

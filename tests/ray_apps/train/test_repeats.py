@@ -1,7 +1,9 @@
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
+import torch
 
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
@@ -11,26 +13,41 @@ from ray_apps.train.metrics import LAUNCHED
 from ray_apps.train.strategies.fsdp import FsdpStrategy
 from tests.processes import CPU
 
+MEMORY = "CUDA out of memory. Tried to allocate {0}.00 GiB. GPU 0 has {1}.25 MiB free.\nProcess {0} has 3 GiB in use."
+HOST = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: {1} bytes."
 
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (ValueError, "there is no such thing\nas a fourth step"),
+        (torch.OutOfMemoryError, MEMORY),
+        (RuntimeError, HOST),
+    ],
+)
 def test_an_error_that_came_twice_ends_the_run(
-    make_config: Callable[..., TrainConfig], process_group: None, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
+    text: str,
 ) -> None:
     config = make_config(max_steps=6)
-    update, calls = FsdpStrategy.step, 0
+    update, calls, numbers = FsdpStrategy.step, 0, count(17)
 
     def fail(strategy: FsdpStrategy, rate: float) -> float:
         nonlocal calls
         calls += 1
         if calls > 3:
-            raise ValueError("there is no such thing\nas a fourth step")
+            raise kind(text.format(calls, next(numbers)))
         return update(strategy, rate)
 
     monkeypatch.setattr(FsdpStrategy, "step", fail)
     for _ in range(2):
-        with pytest.raises(ValueError, match="no such thing"):
+        with pytest.raises(kind, match=text[:14].replace("[", r"\[")):
             run_training(config, CPU)
         calls = 2  # it goes on from step 2
-    with pytest.raises(SameErrorAgain, match=r"rank 0 after step 3, twice: ValueError: there is no such thing$"):
+    with pytest.raises(SameErrorAgain, match=rf"rank 0 after step 3, twice: {kind.__name__}: .*"):
         run_training(config, CPU)
     assert RunDir(config.run_dir).read_metrics()[-1]["event"] == "failed"
 
