@@ -37,10 +37,10 @@ class Folder:
     def _entries(self) -> list[Any]:
         return list(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
 
-    def is_empty(self) -> bool:
-        """Whether nothing is there, or nothing in it."""
-        info = self.filesystem.get_file_info(self.path)
-        return not info.is_file and not self._entries()
+    def is_empty(self, *, but_for: str) -> bool:
+        """Whether nothing is there, or in it nothing but what begins with `but_for`."""
+        is_file = self.filesystem.get_file_info(self.path).is_file
+        return not is_file and all(info.base_name.startswith(but_for) for info in self._entries())
 
     def make(self) -> None:
         """Create it where that means anything: a prefix on S3 is there once something is under it."""

@@ -157,19 +157,24 @@ class RunDir:
         Raises:
             ConfigError: naming it.
         """
-        if not self.folder.is_empty() and not self.has_receipt():
+        if not self.folder.is_empty(but_for=f".{RECEIPT_NAME}.") and not self.has_receipt():
             raise ConfigError(
                 f"train.run_dir: {str(self.folder)!r} has no {RECEIPT_NAME}: it is not ours to replace; "
                 "choose another path"
             )
 
     def remove(self) -> None:
-        """Remove the run.
+        """Remove the run, its receipt last: killed on the way, it is still known for a run.
 
         Raises:
             ConfigError: something else is there.
         """
         self.check_replaceable()
+        for name in self.folder.folders():
+            (self.folder / name).remove()
+        for name in self.folder.sizes():
+            if name != RECEIPT_NAME:
+                self.folder.remove_file(name)
         self.folder.remove()
 
     def has_receipt(self) -> bool:

@@ -23,6 +23,11 @@ def _problems(config: TrainConfig) -> Iterator[str]:
         yield f"deepspeed: is not valid with train.strategy {config.strategy!r}, which has no use for it"
     if config.strategy == "deepspeed" and config.fsdp.cpu_offload:
         yield "fsdp.cpu_offload: True is not valid with train.strategy 'deepspeed'; expected deepspeed.offload"
+    if config.compile and config.activation_checkpointing == "selective":
+        yield (
+            "compile: True is not valid with train.activation_checkpointing 'selective': what is compiled is run again "
+            "as a whole; expected activation_checkpointing True or False"
+        )
     if config.quantize_base and config.lora is None:
         yield "quantize_base: 'nf4' is not valid without train.lora: weights of 4 bits cannot be trained"
     if config.quantize_base:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data_prep.errors import RunError
@@ -60,11 +60,19 @@ def train(
     run.forget_to_stop()
     now, before = environment(), _last_environment(run.read_metrics())
     run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
-    with _followed(run, on_progress):
+    with _followed(run, on_progress) as following, _own_signal_handlers(following):
         if before is not None and (changed := differences(before, now)):
             message = f"the run goes on with something else than before: {', '.join(changed)}"
             run.append_metrics({"event": "warning", "time": time.time(), "message": message})
-        _fit(config, run, num_steps)
+        told = _fit(config, run)
+    if told.get("ended") == FAILED:
+        raise RunError(f"training failed: {told['message']}")
+    if told.get("ended") == STOPPED:
+        raise KeyboardInterrupt
+    if not following.has_started.is_set():
+        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
+    if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
+        raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
 
 
 def _last_environment(records: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -72,44 +80,34 @@ def _last_environment(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((record["environment"] for record in reversed(records) if "environment" in record), None)
 
 
-def _fit(config: TrainConfig, run: RunDir, num_steps: int) -> None:
+def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
+    """Start the workers, again after each failure but `max_failures`; what rank 0 says of how the run ended.
+
+    Failures are counted here: Ray Train would count a machine that is gone before the deadline of its notice.
+    """
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    with _own_signal_handlers(run):
-        told = _fit_through_preemptions(config, run)
-    if told.get("ended") == FAILED:
-        raise RunError(f"training failed: {told['message']}")
-    if told.get("ended") == STOPPED:
-        raise KeyboardInterrupt
-    if not _has_started(run):
-        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
-    if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
-        raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
-
-
-def _fit_through_preemptions(config: TrainConfig, run: RunDir) -> dict[str, str]:
-    """What rank 0 says of how the run ended.
-
-    Ray counts a machine that is gone before the deadline of its notice as a failure; here it is none.
-    """
-    started = 0
+    num_failures = 0
     while True:
+        num_starts = _starts(run)[0]
         try:
             result: Any = _trainer(config, run).fit()
             return result.return_value or {}
-        except Exception as error:
-            events = [record.get("event") for record in run.read_metrics()]
-            attempts, last = events.count("start"), events[::-1].index("start") if "start" in events else 0
-            if attempts == started or "notice" not in events[len(events) - last :]:
+        except WorkerGroupError as error:
+            now, had_notice = _starts(run)
+            num_failures += not (had_notice and now > num_starts)
+            logger.warning("the workers failed, %d counted: %s", num_failures, _root_cause(error))
+            if num_failures > config.max_failures:
                 raise RunError(f"training failed: {_root_cause(error)}") from error
-            started = attempts
-            logger.warning("a machine was taken away before its deadline: %s", _root_cause(error))
+        except Exception as error:
+            raise RunError(f"training failed: {_root_cause(error)}") from error
 
 
-def _has_started(run: RunDir) -> bool:
-    """Whether the command's workers have begun."""
+def _starts(run: RunDir) -> tuple[int, bool]:
+    """How often workers have begun, and whether there was notice of a preemption since they last did."""
     events = [record.get("event") for record in run.read_metrics()]
-    return "start" in events[max(number for number, event in enumerate(events) if event == LAUNCHED) :]
+    starts = [number for number, event in enumerate(events) if event == "start"]
+    return len(starts), bool(starts) and "notice" in events[starts[-1] :]
 
 
 def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
@@ -133,13 +131,64 @@ def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
             name=f"launch-{time.time_ns() // 1_000_000}",
             storage_path=(run.folder / "ray_train").path,
             storage_filesystem=run.folder.filesystem,
-            failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=-1),  # type: ignore[call-arg]
         ),
     )
 
 
+class _Following:
+    """A thread that hands new lines of the metrics on, and a request to stop to the run.
+
+    `has_started`: workers have begun. `wants_stop`: to be set, even by a signal handler, which must not touch files.
+    """
+
+    def __init__(self, run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> None:
+        self.has_started, self.wants_stop, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._run = run
+        self._on_progress = on_progress
+        self._seen = {json.dumps(record) for record in run.read_metrics()}
+        self._thread = threading.Thread(target=self._follow, name="follow-metrics")
+        self._thread.start()
+
+    def end(self) -> None:
+        """Hand the rest on."""
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        finished = False
+        while not finished:
+            finished = self._done.wait(FOLLOW_REMOTE_S if self._run.folder.is_remote else FOLLOW_S)
+            try:
+                self._look()
+            except OSError as error:  # S3 may be out of reach for a while
+                logger.warning("%s: %s", self._run.folder, error)
+
+    def _look(self) -> None:
+        if self.wants_stop.is_set():
+            self._run.ask_to_stop()
+            self.wants_stop.clear()
+        records = {json.dumps(record): record for record in self._run.read_metrics()}
+        new = [record for line, record in records.items() if line not in self._seen]
+        self._seen.update(records)
+        if any(record.get("event") == "start" for record in new):
+            self.has_started.set()
+        if new:
+            self._on_progress(new)
+
+
 @contextmanager
-def _own_signal_handlers(run: RunDir) -> Iterator[None]:
+def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[_Following]:
+    """Hand new metrics to `on_progress` while the block runs, and the rest at its end."""
+    following = _Following(run, on_progress)
+    try:
+        yield following
+    finally:
+        following.end()
+
+
+@contextmanager
+def _own_signal_handlers(following: _Following) -> Iterator[None]:
     """Keep Ray Train's answer to Ctrl-C, an exit that stays in force after the run, from leaving the block.
 
     SIGTERM asks the run to save and end, or ends the command if it has no workers yet; a second one is what it was
@@ -152,9 +201,9 @@ def _own_signal_handlers(run: RunDir) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
-        if not _has_started(run):
+        if not following.has_started.is_set():
             raise KeyboardInterrupt
-        run.ask_to_stop()
+        following.wants_stop.set()
 
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -173,31 +222,3 @@ def _root_cause(error: BaseException) -> str:
         error, inner = inner, inner.__cause__ or inner.__context__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-@contextmanager
-def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
-    """Hand new metrics to `on_progress` while the block runs, and the rest at its end."""
-    done = threading.Event()
-    seen = {json.dumps(record) for record in run.read_metrics()}
-
-    def follow() -> None:
-        finished = False
-        while not finished:
-            finished = done.wait(FOLLOW_REMOTE_S if run.folder.is_remote else FOLLOW_S)
-            try:
-                records = {json.dumps(record): record for record in run.read_metrics()}
-            except OSError as error:  # S3 may be out of reach for a while
-                logger.warning("the metrics cannot be read: %s", error)
-                continue
-            if new := [record for line, record in records.items() if line not in seen]:
-                seen.update(records)
-                on_progress(new)
-
-    thread = threading.Thread(target=follow, name="follow-metrics")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -26,9 +26,9 @@ STOP_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Notice:
-    """Some ranks' machines will be taken away at `deadline` (seconds since 1970), if that is known."""
+    """Some ranks' machines will be taken away at `deadline`, in seconds since 1970."""
 
-    deadline: float | None
+    deadline: float
     ranks: tuple[int, ...]
 
 
@@ -61,7 +61,7 @@ class Keeper:
         self._measures: dict[str, Any] = {}
         self._num_failed = 0
         self._saved_step = -1
-        self._waited_s = 0.0
+        self._waited_s = self._step_s = 0.0
         self._saved_at = self._polled_at = self._looked_at = self._stepped_at = time.monotonic()
         self._heeded: Notice | None = None
         self._deadline: float | None = None
@@ -79,7 +79,7 @@ class Keeper:
             SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
         """
         judged = eval_loss is not None and self._settings.keep_best > 0
-        step_s, self._stepped_at = time.monotonic() - self._stepped_at, time.monotonic()
+        self._step_s, self._stepped_at = time.monotonic() - self._stepped_at, time.monotonic()
         is_due = self._policy.is_due(
             state.step, self._stepped_at - self._saved_at, self._costs, tried=self._saved_step >= 0
         )
@@ -88,29 +88,35 @@ class Keeper:
             poll=self._is_first(time.monotonic() - self._polled_at >= self._settings.preemption_poll_s),
             stop=stop or self._is_first(self._is_asked_to_stop()),
             busy=self._saver.is_pending and not self._saver.is_done,
-            leave=self._is_first(self._is_last_chance(step_s)),
         )
         if self._saver.is_pending and not wish["busy"]:
             self._settle()
         if wish["poll"]:
             self._heed(state, measures, eval_loss)
-        if wish["save"] or wish["stop"] or wish["leave"]:
+        if wish["save"] or wish["stop"]:
             self._save(state, measures, eval_loss)
-        if wish["stop"] or wish["leave"] or state.step == self._num_steps:
+        if wish["stop"] or state.step == self._num_steps:
             self.settle()
-        if wish["leave"] and not wish["stop"] and state.step < self._num_steps:
-            self._wait_to_be_taken()
+        elif self._deadline is not None:
+            self._leave_in_time(self._deadline, state, measures, eval_loss)
         return wish["stop"]
 
-    def _is_last_chance(self, step_s: float) -> bool:
-        """Whether a machine will be gone before one more step and a save after it are over."""
-        return self._deadline is not None and time.time() + step_s + self._urgent_s() >= self._deadline
+    def _leave_in_time(
+        self, deadline: float, state: TrainState, measures: dict[str, Any], eval_loss: float | None
+    ) -> None:
+        """Save once more, when one more step and a save after it would come too late, and sit out what is left.
 
-    def _wait_to_be_taken(self) -> None:
-        """Sit out what is left until the deadline: steps done now would be thrown away with the machine."""
-        left_s = max(0.0, (self._deadline or 0.0) - time.time())
+        A step begun now would be thrown away with the machine. Every rank has the same deadline.
+        """
+        late = time.time() + self._step_s + self._urgent_s() >= deadline
+        wish = self._agree(leave=self._is_first(late), gone=self._is_first(time.time() >= deadline))
+        if not wish["leave"]:
+            return
         self._deadline = None
-        time.sleep(left_s + TAKEN_LATE_S)
+        if not wish["gone"]:
+            self._save(state, measures, eval_loss)
+            self.settle()
+        time.sleep(max(0.0, deadline - time.time()) + TAKEN_LATE_S)
 
     def _urgent_s(self) -> float:
         return URGENT_MARGIN * self._costs.total_s if self._costs else 0.0
@@ -143,9 +149,8 @@ class Keeper:
         if notice is None or notice == self._heeded:
             return
         self._heeded = notice
-        late = notice.deadline is not None and time.time() + self._urgent_s() > notice.deadline
-        in_time = self._agree(in_time=self._is_first(not late))["in_time"]
-        left_s = None if notice.deadline is None else notice.deadline - time.time()
+        left_s = notice.deadline - time.time()
+        in_time = self._agree(in_time=self._is_first(left_s >= self._urgent_s()))["in_time"]
         self._metrics.event("notice", step=state.step, ranks=list(notice.ranks), left_s=left_s, saved=in_time)
         if in_time:
             self._deadline = notice.deadline

@@ -11,13 +11,15 @@ from ray_apps.train.config import TrainConfig
 from ray_apps.train.errors import WouldFailAgain
 from ray_apps.train.loop import run_training
 from ray_apps.train.metrics import FAILED
+from ray_apps.train.repeats import is_of_the_program
 from ray_apps.train.saving import Notice
 
 logger = logging.getLogger(__name__)
 
-
 GONE_S = 30.0
 """Seconds after which the cluster has seen at the latest that a node is gone."""
+UNTOLD_DEADLINE_S = 120.0
+"""Seconds after a notice without a deadline for which Ray Train lets the workers go on."""
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, str]:
@@ -32,8 +34,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, str]:
         # Raised further, it would be tried again. Every rank returns here, and the launcher is told why.
         logger.exception("the run has ended")
         return {"ended": FAILED, "message": str(error)}
-    except Exception:
-        notices.wait_for_the_dead()
+    except Exception as error:
+        if not is_of_the_program(error):
+            notices.wait_for_the_dead()
         raise
 
 
@@ -47,9 +50,13 @@ class _Notices:
         """The notice that there is of a worker's machine. A collective: every rank calls it equally often."""
         info = ray.train.get_preemption_info()
         if info is None:
+            self._last = None
             return None
-        deadline = info.deadline_ms / 1000 if info.deadline_ms else None
-        self._last = Notice(deadline, tuple(sorted(info.preempted_ranks)))
+        ranks = tuple(sorted(info.preempted_ranks))
+        if info.deadline_ms:
+            self._last = Notice(info.deadline_ms / 1000, ranks)
+        elif self._last is None or self._last.ranks != ranks:
+            self._last = Notice(time.time() + UNTOLD_DEADLINE_S, ranks)
         return self._last
 
     def wait_for_the_dead(self) -> None:

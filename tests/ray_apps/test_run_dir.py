@@ -136,6 +136,9 @@ def test_what_is_no_run_is_not_removed(tmp_path: Path, monkeypatch: pytest.Monke
     RunDir(tmp_path / "run").check_receipt({"seed": 1})
     RunDir(tmp_path / "run").remove()
     assert not (tmp_path / "run").exists()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".receipt.json.1f3a.aside").write_text("{")  # in the middle of its very first file
+    RunDir(tmp_path / "killed").check_replaceable()
 
 
 def test_on_s3_what_is_no_run_is_not_removed(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +160,26 @@ def test_a_complete_checkpoint_stays_complete_if_an_old_one_cannot_be_removed(
     save(run, 20, keep_last=1)
     assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [20, 10]
     assert "an old checkpoint cannot be removed: it is busy" in caplog.text
+
+
+def test_a_run_killed_while_it_is_removed_is_still_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "run")
+    run.check_receipt({"seed": 1})
+    run.append_metrics({"event": "launch"})
+    save(run, 10)
+    remove, removed = Folder.remove, list[str]()
+
+    def killed_at_the_last(folder: Folder) -> None:
+        if folder.place == run.folder.place:
+            raise KeyboardInterrupt
+        removed.append(folder.place)
+        remove(folder)
+
+    monkeypatch.setattr(Folder, "remove", killed_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        run.remove()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["receipt.json"]
+    run.check_replaceable()
 
 
 def refuse(folder: Folder) -> None:

@@ -14,6 +14,10 @@ EIGHT_BIT = {"optimizer": "adamw_8bit"}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"compile": True, "activation_checkpointing": "selective"},
+            r"train\.compile: True is not valid with train\.activation_checkpointing 'selective'",
+        ),
         ({"quantize_base": "nf4"}, r"train\.quantize_base: 'nf4' is not valid without train\.lora"),
         (
             {**NF4, "num_workers": 2},

@@ -38,9 +38,8 @@ def soak(fields: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"activation_checkpointing": "selective"},
+        {"activation_checkpointing": True},
         {"strategy": "deepspeed", "deepspeed": {"stage": 2}},
-        soak({"activation_checkpointing": True}),
         soak({"optimizer": "adamw_8bit"}),
         soak({"activation_checkpointing": False}),
         soak(LORA),
