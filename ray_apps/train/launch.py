@@ -62,8 +62,7 @@ def train(
     run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
     with _followed(run, on_progress) as following, _own_signal_handlers(following):
         if before is not None and (changed := differences(before, now)):
-            message = f"the run goes on with something else than before: {', '.join(changed)}"
-            run.append_metrics({"event": "warning", "time": time.time(), "message": message})
+            _warn(run, f"the run goes on with something else than before: {', '.join(changed)}")
         told = _fit(config, run)
     if told.get("ended") == FAILED:
         raise RunError(f"training failed: {told['message']}")
@@ -96,11 +95,20 @@ def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
         except WorkerGroupError as error:
             now, had_notice = _starts(run)
             num_failures += not (had_notice and now > num_starts)
-            logger.warning("the workers failed, %d counted: %s", num_failures, _root_cause(error))
             if num_failures > config.max_failures:
                 raise RunError(f"training failed: {_root_cause(error)}") from error
+            counted = f"{num_failures} of at most {config.max_failures} failures"
+            _warn(run, f"workers are lost and start again ({counted}): {_root_cause(error)}")
         except Exception as error:
             raise RunError(f"training failed: {_root_cause(error)}") from error
+
+
+def _warn(run: RunDir, message: str) -> None:
+    """Record what a person should know of."""
+    try:
+        run.append_metrics({"event": "warning", "time": time.time(), "message": message})
+    except OSError as error:
+        logger.warning("%s; and the metrics cannot be written: %s", message, error)
 
 
 def _starts(run: RunDir) -> tuple[int, bool]:

@@ -162,7 +162,7 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
 def _is_judged(config: TrainConfig, step: int, num_steps: int) -> bool:
     """Whether the loss on the rows held out is to be looked at after `step`."""
     every = config.eval_every_steps
-    return bool(every) and (step % (every or 1) == 0 or step == num_steps)
+    return every is not None and (step % every == 0 or step == num_steps)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ray_apps.run_dir import RunDir
-from ray_apps.train.errors import SameErrorAgain
+from ray_apps.train.errors import SameErrorAgain, WouldFailAgain
 from ray_apps.train.metrics import ERROR, FAILED, LAUNCHED
 from ray_apps.train.watchdog import Watchdog
 
@@ -62,9 +62,11 @@ def _repeated(run: RunDir) -> str | None:
 
 @contextmanager
 def errors_recorded(run: RunDir, watchdog: Watchdog) -> Iterator[None]:
-    """Write down what would be no other the next time."""
+    """Write down what would be no other the next time, and is not yet the run's last event."""
     try:
         yield
+    except WouldFailAgain:
+        raise
     except Exception as error:
         if is_of_the_program(error):
             message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
