@@ -14,7 +14,7 @@ from ray_apps.run_dir import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SHORT = ["train.max_steps=8", "train.checkpoint.every_steps=2", "data.context_length=128", "data.identity.count=20"]
+SHORT = ["train.max_steps=6", "train.checkpoint.every_steps=2", "data.context_length=128", "data.identity.count=20"]
 
 
 def interrupt_in_training(command: list[str], folder: Path, environment: dict[str, str]) -> None:

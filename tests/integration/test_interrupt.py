@@ -1,4 +1,4 @@
-"""Ctrl-C, or a SIGKILL, in the middle of a command: the same command goes on from there."""
+"""Ctrl-C, SIGTERM or a SIGKILL in the middle of a command: the same command goes on from there."""
 
 import json
 import os
@@ -15,8 +15,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from ray_apps.recipe import load_recipe, train_section
 from ray_apps.run_dir import RunDir
 from tests import tiny
+from tests.processes import run_ranks
+from tests.ray_apps.train.test_loop import exported
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -30,8 +33,13 @@ def vicuna(folder: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def interrupted(folder: Path, *arguments: str, when: Callable[[], object], exit_code: int = 130) -> list[str]:
-    """Run a command, send it Ctrl-C once `when` holds, hold that nothing is left of it; the lines it printed."""
+def interrupted(
+    folder: Path, *arguments: str, when: Callable[[], object], exit_code: int = 130, by: int = signal.SIGINT
+) -> list[str]:
+    """Run a command, interrupt it once `when` holds, hold that nothing is left of it; the lines it printed.
+
+    A terminal sends Ctrl-C to all processes of a command, and `kill` SIGTERM to one.
+    """
     output = folder / "output.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -39,7 +47,7 @@ def interrupted(folder: Path, *arguments: str, when: Callable[[], object], exit_
         )
         wait_for(lambda: when() or process.poll() is not None)
         family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        (os.killpg if by == signal.SIGINT else os.kill)(process.pid, by)
         assert process.wait(timeout=90) == exit_code, output.read_text()
     assert [other for other in family if other.is_running() and other.status() != psutil.STATUS_ZOMBIE] == []
     return output.read_text().splitlines()
@@ -131,14 +139,15 @@ def contents(dataset: Path) -> dict[str, bytes]:
 
 
 def test_train_goes_on_to_the_same_weights(folder: Path, tiny_model_dir: Path) -> None:
-    """After Ctrl-C, and after a SIGKILL of the command and all its processes."""
+    """After SIGTERM, which saves first, and after a SIGKILL of the command and all its processes."""
     tiny.write_dataset(folder / "dataset", tiny_model_dir, count=64, template="chatml")
     run = RunDir(folder / "run")
-    told = interrupted(folder, "train", "recipe.yaml", when=lambda: len(run.read_metrics()) > 12)
+    told = interrupted(folder, "train", "recipe.yaml", when=lambda: last_step(run) > 10, by=signal.SIGTERM)
     assert told[-1] == "interrupted; the same command goes on from here"
-    first = run.latest_checkpoint()
+    first, stopped = run.latest_checkpoint(), run.read_metrics()[-1]
     assert first is not None
-    assert 0 < first.step < STEPS
+    assert stopped["event"] == "stopped"
+    assert 10 < first.step == stopped["step"] < STEPS
 
     killed(folder, "train", "recipe.yaml", when=lambda: last_step(run) > first.step + 7)
     second = run.latest_checkpoint()
@@ -151,8 +160,10 @@ def test_train_goes_on_to_the_same_weights(folder: Path, tiny_model_dir: Path) -
     assert starts == [0, first.step, second.step]
     assert done - second.step <= 10  # the interval, and that of a save under way
 
-    vicuna(folder, "train", "recipe.yaml", "train.run_dir=whole", "train.output=whole-model")
-    torn, whole = (load_file(folder / name / "model.safetensors") for name in ("model", "whole-model"))
+    overrides = [f"train.{name}={folder / value}" for name, value in (("dataset", "dataset"), ("run_dir", "whole"))]
+    config = train_section(load_recipe(str(folder / "recipe.yaml"), overrides), "recipe.yaml")
+    run_ranks(config, folder / "rendezvous", config.num_workers)
+    torn, whole = load_file(folder / "model" / "model.safetensors"), exported(config)
     assert all((torn[name] == whole[name]).all() for name in whole)
 
 

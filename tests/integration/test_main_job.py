@@ -34,6 +34,7 @@ from ray_apps.train.export import export, is_exported
 from ray_apps.train.launch import train
 from tests import tiny
 from tests.integration.test_interrupt import command, environment
+from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -234,7 +235,7 @@ def train_config(tiny_model_dir: Path, dataset: Path, run_dir: Path, output: Pat
 def test_a_killed_worker_changes_nothing_but_the_time(cluster: None, tiny_model_dir: Path, tmp_path: Path) -> None:
     dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")
     whole = train_config(tiny_model_dir, dataset, tmp_path / "whole", tmp_path / "whole-model")
-    train(whole)
+    run_ranks(whole, tmp_path / "rendezvous", whole.num_workers)
     assert find_recoveries(RunDir(whole.run_dir).read_metrics()) == []
 
     torn = train_config(tiny_model_dir, dataset, tmp_path / "torn", tmp_path / "model")

@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
@@ -193,27 +192,6 @@ def test_a_notice_saves_what_the_machine_had_done(
     redone = [record["step"] for record in records if "loss" in record]
     assert len(redone) - len(set(redone)) <= (1 if gone_after_s > 8 else 20)
     assert events.sizes == [2, *[1] * (len(starts) - 1)]
-
-
-def test_sigterm_saves_first(cluster: Cluster, config: TrainConfig, tmp_path: Path) -> None:
-    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 1000})})
-    cluster.add_node(num_cpus=2)
-    ray.init(address=cluster.address, log_to_driver=False)
-    events = Events()
-    events.when(trained(5), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):
-        train(config, on_progress=events.watch)
-    run = RunDir(config.run_dir)
-    stopped = run.read_metrics()[-1]
-    latest = run.latest_checkpoint()
-    assert latest is not None
-    assert stopped["event"] == "stopped"
-    assert latest.step == stopped["step"] < STEPS
-    train(config)
-    assert len(losses(config)) == STEPS
-    whole = fixed_run(config, tmp_path)
-    ours, theirs = exported(config), exported(whole)
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
 @pytest.mark.soak

@@ -78,6 +78,7 @@ def test_the_torn_record_is_told_with_its_byte(dataset: Path, manifest: Manifest
     assert re.search(r"byte \d+", torn["detail"])
 
 
+@pytest.mark.soak
 def test_twice_the_same_bytes(dataset: Path, tokenizer: Path, tmp_path: Path) -> None:
     again = prepare(tmp_path / "again", tokenizer)
     assert contents(again) == contents(dataset)
