@@ -1,18 +1,18 @@
 """How full training rows are: best-fit packing against one padded row per chat, the way FastChat trains.
 
-    python benchmarks/pack.py [DATASET]
+    python -m benchmarks.pack [DATASET]
 
 With a dataset made with `data.pack=false`, on the lengths of its chats; without one, on ShareGPT-like lengths
 (log-normal, median 545 tokens). Real tokens are those that are not padding. Ends with one JSON line per goal.
 """
 
-import json
 import random
 import statistics
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.goals import goal_line
 from data_prep.pack import best_fit
 
 CAPACITY, GROUP, SEEDS = 2048, 4096, 5
@@ -44,8 +44,8 @@ def main() -> None:
     print(f"fill, packed {min(ours):.4f} to {max(ours):.4f}; padded {min(peer):.4f} to {max(peer):.4f}")
     print(f"chats packed per second: median {statistics.median(rates):.0f}")
     fill, padded = statistics.median(ours), statistics.median(peer)
-    goal = {"goal": "real tokens per row at 2,048", "ours": round(fill, 4), "peer": round(padded, 4)}
-    print(json.dumps({**goal, "ratio": round(fill / padded, 2), "target": 0.98, "met": fill >= 0.98}))
+    print(goal_line("share of real tokens in rows of 2,048", fill, at_least=0.98))
+    print(goal_line("share of real tokens in rows of 2,048, against padded rows", fill, padded))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import goal_line
 from benchmarks.measure import Measured, measure
 from data_prep.sources import read_records
 from data_prep.tokenizer import load_tokenizer
@@ -157,26 +158,13 @@ def report(mine: list[Measured], theirs: list[dict[str, Measured]], floors: list
         peer = [seconds(stages) for stages in theirs]
         print(f"FastChat {min(peer):.1f} to {max(peer):.1f} s")
         print("ratios", ", ".join(f"{ours / other:.3f}" for ours, other in zip(wall, peer, strict=True)))
-        ratio = statistics.median(wall) / statistics.median(peer)
-        goal = {"goal": "wall time against FastChat", "ours": statistics.median(wall), "peer": statistics.median(peer)}
-        lines.append({**goal, "ratio": ratio, "target": 0.25, "met": ratio <= 0.25})
-    bare = statistics.median(floors)
-    ratio = statistics.median(wall) / bare
-    goal = {
-        "goal": "wall time against tokenizers alone",
-        "ours": statistics.median(wall),
-        "peer": bare,
-    }
-    lines.append({**goal, "ratio": ratio, "target": None, "met": None})
+        medians = (statistics.median(wall), statistics.median(peer))
+        lines.append(goal_line("wall time against FastChat", *medians, at_most=0.25))
+    lines.append(goal_line("wall time against tokenizers alone", statistics.median(wall), statistics.median(floors)))
     peak = max(measured.peak_bytes for measured in mine) / 1e9
-    lines.append({"goal": "peak memory, GB", "ours": peak, "peer": None, "ratio": None, "target": 4, "met": peak <= 4})
-    ratio = large.peak_bytes / 1e9 / peak
-    goal = {"goal": "peak memory at ten times the chats, GB", "ours": large.peak_bytes / 1e9, "peer": peak}
-    lines.append({**goal, "ratio": ratio, "target": 1.3, "met": ratio <= 1.3})
-    for line in lines:
-        print(
-            json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
-        )
+    lines.append(goal_line("peak memory, GB", peak, at_most=4))
+    lines.append(goal_line("peak memory at ten times the chats, GB", large.peak_bytes / 1e9, peak, at_most=1.3))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

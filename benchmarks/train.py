@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.goals import goal_line
 from benchmarks.prep import BASE, PEER, ROOT, fastchat, ours, peer_base, sharegpt
 from data_prep.sources import read_records
 from ray_apps.demo import unpack_base
@@ -119,46 +120,26 @@ def median(measured: list[Rate]) -> float:
 
 def report(rates: dict[str, list[Rate]], copied: list[float], written: list[float], run: list[dict[str, Any]]) -> None:
     """One JSON line per goal; against FastChat only where it is installed."""
-    lines = []
-    mine = median(rates["ours"])
+    mine, lines = median(rates["ours"]), []
     targets = {"FastChat": 2.5, "autocast": 1.1, "bf16": None, "full": None}
-    for name, target in targets.items():
-        if name in rates:
-            spread = [
-                one.tokens_per_s / other.tokens_per_s for one, other in zip(rates["ours"], rates[name], strict=True)
-            ]
-            print(f"ours / {name}: {min(spread):.2f} to {max(spread):.2f}")
-            lines.append(line(f"real tokens/s against {name}", mine, median(rates[name]), target, most=False))
+    peers = [name for name in targets if name in rates]
+    for name in peers:
+        pairs = zip(rates["ours"], rates[name], strict=True)
+        spread = [one.tokens_per_s / other.tokens_per_s for one, other in pairs]
+        print(f"ours / {name}: {min(spread):.2f} to {max(spread):.2f}")
+        lines.append(goal_line(f"real tokens/s against {name}", mine, median(rates[name]), at_least=targets[name]))
     peaks = {name: max(rate.peak_bytes for rate in measured) / 1e9 for name, measured in rates.items()}
-    lines += [
-        line(
-            f"peak memory of a step against {name}, GB", peaks["ours"], peaks[name], 1.0 if name == "autocast" else None
-        )
-        for name in targets
-        if name in peaks
-    ]
+    for name in peers:
+        most = 1.0 if name == "autocast" else None
+        lines.append(goal_line(f"peak memory of a step against {name}, GB", peaks["ours"], peaks[name], at_most=most))
     for kind, seconds in {"asynchronous": copied, "synchronous": written}.items():
         print(f"blocked {kind}: {min(seconds):.2f} to {max(seconds):.2f} s a save")
     blocked_s = (statistics.median(copied), statistics.median(written))
-    lines.append(line("seconds blocked per asynchronous save, against synchronous", *blocked_s, 0.3))
+    lines.append(goal_line("seconds blocked per asynchronous save, against synchronous", *blocked_s, at_most=0.3))
     end = next(record for record in run if record.get("event") == "finish")
-    lines.append(line("seconds in calls of ray.train, of the run's", end["outside_s"], end["elapsed_s"], 0.02))
-    for goal in lines:
-        print(json.dumps(goal))
-
-
-def line(goal: str, mine: float, peer: float, target: float | None, *, most: bool = True) -> dict[str, Any]:
-    """A goal's result; `target` is the highest ratio that meets it, or, not `most`, the lowest."""
-    ratio = mine / peer
-    met = None if target is None else (ratio <= target if most else ratio >= target)
-    return {
-        "goal": goal,
-        "ours": round(mine, 3),
-        "peer": round(peer, 3),
-        "ratio": round(ratio, 3),
-        "target": target,
-        "met": met,
-    }
+    outside = (end["outside_s"], end["elapsed_s"])
+    lines.append(goal_line("seconds in calls of ray.train, of the run's", *outside, at_most=0.02))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

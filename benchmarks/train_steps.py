@@ -8,8 +8,6 @@ in bf16 by autocast from fp32 weights, or all in bf16.
 """
 
 import json
-import os
-import resource
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from ray_apps.machine import peak_memory, usable_cpus
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowOrder, RowStore, collate
 from ray_apps.train.loop import train_step
@@ -63,7 +62,7 @@ def transformers_step(config: TrainConfig, rows: RowStore, order: RowOrder, *, a
 
 def main() -> None:
     contender, base, dataset, rows_per_step, steps = sys.argv[1:]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cpus())
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         config = TrainConfig(
@@ -87,9 +86,8 @@ def main() -> None:
             started = time.perf_counter()
             tokens += step(number)
             seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     per_row = tokens / (int(steps) * config.global_batch_size)
-    print(json.dumps({"seconds": seconds, "tokens_per_row": per_row, "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "tokens_per_row": per_row, "peak_bytes": peak_memory(CPU)}))
 
 
 if __name__ == "__main__":

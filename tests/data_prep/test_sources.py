@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import FileSystem, S3FileSystem
 
-from data_prep import sources
+from data_prep import json_records, sources
 from data_prep.errors import DataError
 from data_prep.sources import Record, expand_source, read_records
 
@@ -52,7 +52,7 @@ def errors(records: list[Record]) -> Iterator[str]:
 def test_an_array_is_read_whole_in_chunks_of_any_size(
     folder: Path, chats: list[Any], indent: int | None, ascii_only: bool, chunk: int
 ) -> None:
-    with patch.object(sources, "_CHUNK_BYTES", chunk):
+    with patch.object(json_records, "CHUNK_BYTES", chunk):
         records = read(folder, json.dumps(chats, indent=indent, ensure_ascii=ascii_only))
     assert [(record.position, record.value, record.error) for record in records] == [
         (index, chat, None) for index, chat in enumerate(chats)
@@ -65,7 +65,7 @@ def test_an_array_cut_anywhere_gives_its_whole_records_and_then_the_torn_one(
 ) -> None:
     content = json.dumps(chats, ensure_ascii=False).encode()
     cut = data.draw(st.integers(1, len(content) - 1))
-    with patch.object(sources, "_CHUNK_BYTES", chunk):
+    with patch.object(json_records, "CHUNK_BYTES", chunk):
         records = read(folder, content[:cut])
     assert all(record.error is None for record in records[:-1])
     assert values(records) == chats[: len(records) - 1]
@@ -75,7 +75,7 @@ def test_an_array_cut_anywhere_gives_its_whole_records_and_then_the_torn_one(
 @given(chats=CHATS, name=st.sampled_from(["chats.jsonl", "lines.json"]), chunk=st.integers(1, 40))
 def test_lines_are_read_whatever_the_file_is_called(folder: Path, chats: list[Any], name: str, chunk: int) -> None:
     content = "".join(json.dumps(chat) + "\n\n" for chat in chats)
-    with patch.object(sources, "_CHUNK_BYTES", chunk):
+    with patch.object(json_records, "CHUNK_BYTES", chunk):
         assert values(read(folder, content, name)) == chats
 
 
@@ -150,7 +150,7 @@ def test_an_array_goes_on_after_a_broken_first_record(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["chats.json", "chats.jsonl"])
 def test_an_endless_record_is_given_up(folder: Path, name: str) -> None:
     content = '{"id": "' + "x" * 500 + '"}\n{"id": 2}\n'
-    with patch.object(sources, "_MAX_RECORD_BYTES", 100), patch.object(sources, "_CHUNK_BYTES", 60):
+    with patch.object(json_records, "_MAX_RECORD_BYTES", 100), patch.object(json_records, "CHUNK_BYTES", 60):
         records = read(folder, content, name)
     assert values(records) == [{"id": 2}]
     assert len(list(errors(records))) == 1
