@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.goals import goal_line
+from benchmarks.support.goals import goal_line
 from data_prep.html_to_markdown import html_to_markdown
 from data_prep.sources import DEMO_CHATS
 

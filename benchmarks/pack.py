@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.goals import goal_line
+from benchmarks.support.goals import goal_line
 from data_prep.pack import best_fit
 
 CAPACITY, GROUP, SEEDS = 2048, 4096, 5

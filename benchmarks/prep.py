@@ -20,8 +20,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.goals import goal_line
-from benchmarks.measure import Measured, measure
+from benchmarks.support.goals import goal_line
+from benchmarks.support.measure import Measured, measure
 from data_prep.sources import read_records
 from data_prep.tokenizer import load_tokenizer
 from ray_apps.demo import unpack_base

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.goals import goal_line
 from benchmarks.prep import BASE, PEER, ROOT, fastchat, ours, peer_base, sharegpt
+from benchmarks.support.goals import goal_line
 from data_prep.sources import read_records
 from ray_apps.demo import unpack_base
 from ray_apps.machine import matmul_gflops
@@ -78,7 +78,7 @@ def main() -> None:
         chats = folder / "chats.json"
         chats.write_text(json.dumps(list(islice(whole, CHATS))))
         print(ours(chats, folder).output.strip().splitlines()[-1])
-        steps = [sys.executable, "-m", "benchmarks.train_steps"]
+        steps = [sys.executable, "-m", "benchmarks.support.train_steps"]
         contenders = {
             name: [*steps, name, f"{BASE}", f"{folder / 'ours'}"] for name in ("ours", "full", "autocast", "bf16")
         }

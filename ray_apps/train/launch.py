@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any
 
@@ -86,11 +87,11 @@ def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
     """
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    num_failures = 0
+    num_failures, use_gpu = 0, uses_gpu(config)  # asked once: the machine that is lost may have had the only GPU
     while True:
         num_starts = _starts(run)[0]
         try:
-            result: Any = _trainer(config, run).fit()
+            result: Any = _trainer(config, run, use_gpu=use_gpu).fit()
             return result.return_value or {}
         except WorkerGroupError as error:
             now, had_notice = _starts(run)
@@ -98,7 +99,8 @@ def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
             if num_failures > config.max_failures:
                 raise RunError(f"training failed: {_root_cause(error)}") from error
             counted = f"{num_failures} of at most {config.max_failures} failures"
-            _warn(run, f"workers are lost and start again ({counted}): {_root_cause(error)}")
+            reason = shorten(_root_cause(error), 160, placeholder=" …")
+            _warn(run, f"workers are lost and start again ({counted}): {reason}")
         except Exception as error:
             raise RunError(f"training failed: {_root_cause(error)}") from error
 
@@ -112,17 +114,23 @@ def _warn(run: RunDir, message: str) -> None:
 
 
 def _starts(run: RunDir) -> tuple[int, bool]:
-    """How often workers have begun, and whether there was notice of a preemption since they last did."""
-    events = [record.get("event") for record in run.read_metrics()]
+    """How often workers have begun, and whether there was notice of a preemption since they last did.
+
+    Metrics that cannot be read just now know of none.
+    """
+    try:
+        events = [record.get("event") for record in run.read_metrics()]
+    except OSError as error:
+        logger.warning("%s: the metrics cannot be read: %s", run.folder, error)
+        return 0, False
     starts = [number for number, event in enumerate(events) if event == "start"]
     return len(starts), bool(starts) and "notice" in events[starts[-1] :]
 
 
-def _trainer(config: TrainConfig, run: RunDir) -> TorchTrainer:
+def _trainer(config: TrainConfig, run: RunDir, *, use_gpu: bool) -> TorchTrainer:
     absolute = {"run_dir": run.folder.place, "dataset": str(Path(config.dataset).absolute())}
     if (directory := Path(config.model)).is_dir():
         absolute["model"] = str(directory.absolute())
-    use_gpu = uses_gpu(config)
     fewest, most = config.worker_range
     return TorchTrainer(
         train_loop_per_worker,  # type: ignore[arg-type]

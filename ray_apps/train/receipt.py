@@ -7,8 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import RunError
 from data_prep.manifest import Manifest
 from ray_apps.model_dir import fingerprint_model, local_model_dir
+from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 
 # Settings that change where and how a run is computed, but not what it computes.
@@ -35,6 +37,8 @@ NOT_IN_RECEIPT = {
     "use_gpu",
 }
 
+BASE = "model.fingerprint"
+
 NAMED_PACKAGES = (
     *("torch", "transformers", "ray", "peft", "safetensors"),
     *("deepspeed", "bitsandbytes", "flash-attn", "liger-kernel"),
@@ -45,12 +49,23 @@ NAMED_PACKAGES = (
 def run_receipt(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """The settings that matter, what tells the base's weights apart, and what the dataset was made of."""
     settings = config.model_dump(exclude={**dict.fromkeys(NOT_IN_RECEIPT, True), "lora": {"export"}})
-    settings["model.fingerprint"] = fingerprint_model(local_model_dir(config.model))
+    settings[BASE] = fingerprint_model(local_model_dir(config.model))
     dataset = {"tokenizer": manifest.tokenizer_fingerprint, "template": manifest.template}
     settings["dataset.config"] = {name: value for name, value in manifest.config.items() if name != "output"}
     sources = sorted(source.sha256[:16] for source in manifest.sources)
     counts = manifest.train.model_dump()
     return {**settings, **{f"dataset.{key}": value for key, value in {**dataset, "sources": sources, **counts}.items()}}
+
+
+def check_same_base(run: RunDir, directory: Path) -> None:
+    """Refuse to go on with another base than the run began with: a hub id may stand for other weights by now.
+
+    Raises:
+        RunError: naming both fingerprints.
+    """
+    begun = (run.read_receipt() or {}).get(BASE)
+    if begun is not None and (found := fingerprint_model(directory)) != begun:
+        raise RunError(f"train.model: the run was begun with a base {begun}; {directory} is {found}")
 
 
 def environment() -> dict[str, Any]:

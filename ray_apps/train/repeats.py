@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_prep.errors import ModelError
 from ray_apps.run_dir import RunDir
 from ray_apps.train.errors import SameErrorAgain, WouldFailAgain
 from ray_apps.train.metrics import ERROR, FAILED, LAUNCHED
@@ -23,11 +24,12 @@ _NO_HOST_MEMORY = "DefaultCPUAllocator"
 def is_of_the_program(error: Exception) -> bool:
     """Whether `error` comes from what is computed, and not from a disk, a connection or another rank's death.
 
-    PyTorch says RuntimeError for both; of those only a lack of memory counts.
+    PyTorch says RuntimeError for both; of those only a lack of memory counts. A base that a worker cannot fetch was
+    there when the command began.
     """
     if isinstance(error, torch.OutOfMemoryError) or _NO_HOST_MEMORY in str(error):
         return True
-    return not isinstance(error, OSError | RuntimeError)
+    return not isinstance(error, OSError | RuntimeError | ModelError) and not type(error).__module__.startswith("ray.")
 
 
 def refuse_to_repeat(run: RunDir) -> None:

@@ -153,12 +153,21 @@ class Watchdog:
         return {rank: Seen(beat, time.monotonic() - since) for rank, (beat, since) in sorted(self._seen.items())}
 
     def _record(self, name: str, message: str) -> None:
-        """The lowest rank that does not hang writes it down."""
+        """The lowest rank that does not hang writes it down, if it can within a while: its disk may be what hangs."""
         logger.warning("%s: %s", name, message)
         hanging = find_hanging(self._ages(), self._silent_s)
         able = [rank for rank in range(self._world_size) if rank not in hanging and f"rank {rank} hangs" not in message]
         if self._rank == min(able, default=self._rank):
-            self._run.append_metrics({"event": name, "time": time.time(), "step": self.step, "message": message})
+            record = {"event": name, "time": time.time(), "step": self.step, "message": message}
+            writing = threading.Thread(target=self._write, args=(record,), daemon=True)
+            writing.start()
+            writing.join(self._silent_s)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            self._run.append_metrics(record)
+        except OSError as error:
+            logger.warning("%s: the metrics cannot be written: %s", self._run.folder, error)
 
     def _give_up(self, still_s: float) -> None:
         self._record("hang", f"no progress for {still_s:.0f} s after step {self.step}: {self._describe()}")

@@ -160,7 +160,8 @@ def test_train_goes_on_to_the_same_weights(folder: Path, tiny_model_dir: Path) -
     assert starts == [0, first.step, second.step]
     assert done - second.step <= 10  # the interval, and that of a save under way
 
-    overrides = [f"train.{name}={folder / value}" for name, value in (("dataset", "dataset"), ("run_dir", "whole"))]
+    places = {"dataset": "dataset", "run_dir": "whole", "output": "whole-model"}
+    overrides = [f"train.{name}={folder / place}" for name, place in places.items()]
     config = train_section(load_recipe(str(folder / "recipe.yaml"), overrides), "recipe.yaml")
     run_ranks(config, folder / "rendezvous", config.num_workers)
     torn, whole = load_file(folder / "model" / "model.safetensors"), exported(config)

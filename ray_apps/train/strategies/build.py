@@ -7,18 +7,26 @@ import torch.distributed as dist
 
 from ray_apps.model_dir import local_model_dir
 from ray_apps.models import load_causal_lm
+from ray_apps.run_dir import RunDir
 from ray_apps.train.attention import choose_attention
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.receipt import check_same_base
 from ray_apps.train.state import seed_rank
 from ray_apps.train.strategies.base import Strategy
 from ray_apps.train.strategies.prepare import compute_dtype
 
 
 def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
-    """Load the base and hand it to the strategy that `config` names."""
+    """Load the base and hand it to the strategy that `config` names.
+
+    Raises:
+        RunError: it is another base than the run began with.
+    """
     seed_rank(config.seed, 0)  # fresh adapters must be the same on every rank
+    directory = local_model_dir(config.model)
+    check_same_base(RunDir(config.run_dir), directory)
     model = load_causal_lm(
-        local_model_dir(config.model),
+        directory,
         attn_implementation=choose_attention(config.attention, device),
         **(_quantized(config, device) if config.quantize_base else {"device": "cpu"}),
     )

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from data_prep.errors import ConfigError, DataError, ModelError
+from data_prep.errors import ConfigError, DataError, ModelError, RunError
 from data_prep.manifest import read_manifest
+from ray_apps.run_dir import RunDir
 from ray_apps.train.checks import check_run, count_run_steps
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.loop import run_training
 from ray_apps.train.receipt import run_receipt
 from tests import tiny
+from tests.processes import CPU
 
 
 def test_the_dummy_data_of_the_published_run_gives_112_steps(
@@ -197,3 +200,17 @@ def test_a_run_on_other_weights_is_another_run(
     weights["model.norm.weight"] += 1
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     assert run_receipt(config.model_copy(update={"model": str(moved)}), manifest) != receipt
+
+
+def test_a_worker_does_not_go_on_with_another_base(
+    make_config: Callable[..., TrainConfig], process_group: None, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """A hub id, which each machine looks up for itself, may stand for other weights by now."""
+    base = shutil.copytree(tiny_model_dir, tmp_path / "base")
+    config = make_config(model=str(base), max_steps=2)
+    RunDir(config.run_dir).check_receipt(run_receipt(config, read_manifest(config.dataset)))
+    assert run_training(config, CPU) == "finish"
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"^train\.model: the run was begun with a base \w{16}; .* is \w{16}$"):
+        run_training(config, CPU)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.errors import ModelError
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.errors import SameErrorAgain
@@ -56,13 +57,27 @@ def test_an_error_that_came_twice_ends_the_run(
     assert run_training(config, CPU) == "finish"
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("ray_apps.train.strategies.fsdp.FsdpStrategy.step", RuntimeError("Connection reset by peer")),
+        (
+            "ray_apps.train.strategies.build.local_model_dir",
+            ModelError("s3://models/base: the endpoint does not answer"),
+        ),
+    ],
+)
 def test_a_lost_connection_may_come_as_often_as_it_likes(
-    make_config: Callable[..., TrainConfig], process_group: None, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
 ) -> None:
     def lose(*arguments: Any) -> float:
-        raise RuntimeError("Connection reset by peer")
+        raise error
 
-    monkeypatch.setattr(FsdpStrategy, "step", lose)
+    monkeypatch.setattr(place, lose)
     for _ in range(3):
-        with pytest.raises(RuntimeError, match="reset by peer"):
+        with pytest.raises(type(error), match=str(error)):
             run_training(make_config(max_steps=6), CPU)

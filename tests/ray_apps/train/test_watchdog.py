@@ -8,7 +8,7 @@ import pytest
 
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.watchdog import EXIT_CODE, Beat, Seen, describe_hanging, find_hanging
+from ray_apps.train.watchdog import EXIT_CODE, Beat, Seen, Watchdog, describe_hanging, find_hanging
 from tests.processes import CPU, group, start
 
 WAITING = Beat(9, 4, "distributed_c10d.py:1 all_reduce", waits=True, place="process 1 on a")
@@ -85,3 +85,21 @@ def test_a_rank_that_hangs_is_named_and_not_waited_for(
     (hang,) = [record for record in records if record.get("event") == "hang"]
     assert re.search(expected, hang["message"])
     assert [record for record in records if record.get("event") == "lag"]
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["full", "hanging"])
+def test_a_disk_that_takes_no_metrics_does_not_keep_a_hang_alive(
+    process_group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def append(run: RunDir, record: object) -> None:
+        if fails:
+            raise OSError(28, "No space left on device")
+        time.sleep(30)
+
+    monkeypatch.setattr(RunDir, "append_metrics", append)
+    ended: list[int] = []
+    with Watchdog(RunDir(str(tmp_path / "run")), 0.4, end=ended.append):
+        deadline = time.monotonic() + 20
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert ended[0] == EXIT_CODE

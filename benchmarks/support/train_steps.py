@@ -1,6 +1,6 @@
 """A few optimiser steps in one process, each timed; the last line of the output is what was measured, as JSON.
 
-    python -m benchmarks.train_steps ours|full|autocast|bf16 BASE DATASET ROWS_PER_STEP STEPS
+    python -m benchmarks.support.train_steps ours|full|autocast|bf16 BASE DATASET ROWS_PER_STEP STEPS
 
 `ours` is the step of the training loop with selective activation checkpoints, `full` with full ones. The others are
 what one writes with transformers alone, on the same packed rows: activation checkpointing, the model's own loss, AdamW;
