@@ -5,9 +5,13 @@ import platform
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MATMUL_S = 0.3
 """About how long one rate is measured."""
 LARGEST_MATRIX = 8192
@@ -49,6 +53,24 @@ def peak_memory(device: Any) -> int:
         return int(torch.cuda.max_memory_reserved(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_limit() -> int:
+    """Bytes that processes here may use: the machine's, or the container's where that is less."""
+    limits = [psutil.virtual_memory().total]
+    for path in map(Path, CGROUP_LIMITS):
+        with suppress(OSError):
+            limits += [int(text)] if (text := path.read_text().strip()).isdigit() else []
+    return min(limits)
+
+
+def free_memory(device: Any) -> int:
+    """Bytes of `device` that a process can still take."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(psutil.virtual_memory().available, memory_limit())
 
 
 def matmul_gflops(device: Any, precision: str, budget_s: float = MATMUL_S) -> float:

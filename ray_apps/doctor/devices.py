@@ -12,9 +12,8 @@ from ray_apps.doctor.check import Check, Status, describe_bytes
 from ray_apps.doctor.needs import Needs
 from ray_apps.doctor.versions import installed
 from ray_apps.doctor.workers import Answer, Workers, first_ranks
-from ray_apps.machine import matmul_gflops, usable_cpus
+from ray_apps.machine import free_memory, matmul_gflops, memory_limit, usable_cpus
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 SHM_SHARE = 0.3
 """Share of memory that Ray gives to its object store, which lives in shared memory where that is large enough."""
@@ -22,12 +21,6 @@ FREE = 0.9
 """Share of a GPU's memory that is free if nothing else uses it."""
 SLOW = 0.8
 """A GPU slower than this share of the median holds up all the others."""
-
-
-def memory_limit() -> int:
-    """Bytes that processes here may use: the machine's, or the container's where that is less."""
-    limits = [int(text) for path in CGROUP_LIMITS if (text := _read(path)).isdigit()]
-    return min([psutil.virtual_memory().total, *limits])
 
 
 def _read(path: str) -> str:
@@ -50,7 +43,7 @@ def examine_device(rank: int, world_size: int, use_gpu: bool, num_threads: int) 
         "driver": driver_version(_read("/proc/driver/nvidia/version")),
         "num_cpus": usable_cpus(),
         "memory_bytes": memory_limit(),
-        "free_memory_bytes": min(psutil.virtual_memory().available, memory_limit()),
+        "free_memory_bytes": free_memory(torch.device("cpu")),
         "shm_bytes": psutil.disk_usage(str(SHM)).total if SHM.is_dir() else None,
         "gpu": _describe_gpu(device) if use_gpu else None,
         "gflops": {name: matmul_gflops(device, name) for name in ("bf16", "fp32")},

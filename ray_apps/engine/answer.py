@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 
 from ray_apps.engine.detokenize import Detokenizer, Vocabulary
-from ray_apps.engine.protocol import FinishReason, SamplingParams, TokenDelta
+from ray_apps.engine.protocol import FinishReason, SamplingParams, TokenDelta, TokenLogprob
 
 
 class Answer:
     """The answer to one request.
 
-    It ends at a token of `end_ids`, at a stop string (the request's or one of `model_stop`) or at `max_tokens`. An end
-    token gives no text.
+    It ends at a token of `end_ids`, at a stop token or string (the request's or one of `model_stop`) or at
+    `max_tokens`. An end token gives no text.
     """
 
     def __init__(
@@ -24,15 +24,18 @@ class Answer:
     ) -> None:
         self.finished = False
         self._max_tokens = sampling.max_tokens
-        self._end_ids = end_ids
+        self._end_ids = {*end_ids, *sampling.stop_token_ids}
         self._detokenizer = Detokenizer(vocabulary, (*sampling.stop, *model_stop), strip_space=strip_space)
         self._num_tokens = 0
         self._pending: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
 
-    def push(self, token_id: int) -> TokenDelta | None:
+    def push(self, token_id: int, logprob: TokenLogprob | None = None, *, num_cached: int = 0) -> TokenDelta | None:
         """Take the next token; return what can be told now, if anything. After the last delta, `finished` is set."""
         self._num_tokens += 1
         self._pending.append(token_id)
+        if logprob is not None:
+            self._logprobs.append(logprob)
         is_end = token_id in self._end_ids
         text = "" if is_end else self._detokenizer.push(token_id)
         reason: FinishReason | None = None
@@ -43,8 +46,9 @@ class Answer:
         if reason:
             self.finished = True
             text += self._detokenizer.finish()
-        return self._tell(text, reason) if text or reason else None
+        return self._tell(text, reason, num_cached) if text or reason else None
 
-    def _tell(self, text: str, reason: FinishReason | None) -> TokenDelta:
+    def _tell(self, text: str, reason: FinishReason | None, num_cached: int) -> TokenDelta:
         token_ids, self._pending = tuple(self._pending), []
-        return TokenDelta(text, token_ids, reason)
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return TokenDelta(text, token_ids, reason, logprobs, num_cached)

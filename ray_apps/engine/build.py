@@ -19,11 +19,12 @@ def build_engine(
     dtype: Dtype = "auto",
     max_model_len: int | None = None,
     num_threads: int | None = None,
+    max_num_seqs: int = 16,
 ) -> Engine:
     """Build the engine called `name` for `model`; `auto` is the native one.
 
     `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
-    means every core. The fake engine takes no model.
+    means every core. `max_num_seqs`: requests worked on at a time; further ones wait. The fake engine takes no model.
 
     Raises:
         ModelError: the model cannot be used.
@@ -37,4 +38,5 @@ def build_engine(
     from ray_apps.engine.native.loading import load_model
 
     torch.set_num_threads(num_threads or usable_cpus())
-    return NativeEngine(load_model(model, device=device, dtype=dtype, max_model_len=max_model_len))
+    loaded = load_model(model, device=device, dtype=dtype, max_model_len=max_model_len)
+    return NativeEngine(loaded, max_num_seqs=max_num_seqs)

@@ -9,7 +9,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from ray_apps.engine.answer import Answer
 from ray_apps.engine.detokenize import Vocabulary
-from ray_apps.engine.protocol import EngineError, GenerationRequest, TokenDelta
+from ray_apps.engine.protocol import (
+    EngineError,
+    GenerationRequest,
+    SamplingError,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+)
 
 _BYTES = Vocabulary(tuple(bytes([byte]) for byte in range(256)))
 _ROLES = {"system": 256, "user": 257, "assistant": 258}
@@ -25,6 +32,17 @@ class FakeEngine:
         self._pause_s = pause_s
         self._fail_after = fail_after
         self._closed = False
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Return if it asks for nothing that an echo cannot do."""
+        if unknown := [token for token, _ in sampling.logit_bias if not 0 <= token <= _END]:
+            raise SamplingError("logit_bias", f"{unknown[0]} is no token; valid: 0 to {_END}")
+        if sampling.json_schema is not None:
+            raise SamplingError("response_format", "an echo follows no schema; valid: text")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The byte that it is."""
+        return bytes([token_id]) if token_id < len(_BYTES.pieces) else b""
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """One token for the role, one per byte of the text and one at the end, for each message."""
@@ -50,7 +68,8 @@ class FakeEngine:
             await asyncio.sleep(self._pause_s)
             if count == self._fail_after:
                 raise EngineError("the fake engine was told to fail")
-            if delta := answer.push(token):
+            certain = TokenLogprob(token, 0.0, ((token, 0.0),)[: request.sampling.logprobs])
+            if delta := answer.push(token, None if request.sampling.logprobs is None else certain):
                 yield delta
             if answer.finished:
                 return

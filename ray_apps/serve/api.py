@@ -43,8 +43,8 @@ def create_api(backend: ChatBackend, model_name: str) -> FastAPI:
         header = Header(model_name)
         deltas = backend.chat(make_job(request, header.id))
         if not request.stream:
-            return await complete(header, deltas)
-        chunks = await start_chunks(header, deltas, include_usage=request.include_usage)
+            return await complete(header, deltas, request.n or 1)
+        chunks = await start_chunks(header, deltas, include_usage=request.include_usage, num_answers=request.n or 1)
         return StreamingResponse(event_stream(chunks), media_type="text/event-stream")
 
     return api

@@ -20,6 +20,7 @@ class Replica:
             dtype=args.dtype,
             max_model_len=args.max_model_len,
             num_threads=args.num_threads,
+            max_num_seqs=args.max_ongoing_requests,
         )
         self._backend = EngineBackend(self._engine)
 

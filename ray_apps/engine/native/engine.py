@@ -1,4 +1,4 @@
-"""The torch + transformers engine: one inference thread, requests one after another in the order they came.
+"""The torch + transformers engine: one inference thread, and one batch that requests join and leave at any step.
 
 The event loop and the thread meet in two places: a queue of jobs, and each job's own queue of deltas. A request that is
 given up is noticed before the next forward pass.
@@ -8,41 +8,73 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from data_prep.tokenizer import encode_prompt
 from ray_apps.engine.answer import Answer
-from ray_apps.engine.native.decode import generate_tokens
+from ray_apps.engine.native.cache import Segment
+from ray_apps.engine.native.forward import SlotModel, fitting_slots
+from ray_apps.engine.native.grammar import Grammar, Grammars
 from ray_apps.engine.native.loading import LoadedModel
-from ray_apps.engine.protocol import EngineError, GenerationRequest, TokenDelta
+from ray_apps.engine.native.sampling import Choice, Sampler
+from ray_apps.engine.native.scheduler import PREFILL_TOKENS, Running, Scheduler, Turn
+from ray_apps.engine.protocol import (
+    EngineError,
+    GenerationRequest,
+    SamplingError,
+    SamplingParams,
+    TokenDelta,
+)
 
 logger = logging.getLogger(__name__)
 
+Item = TokenDelta | EngineError
 
-@dataclass(frozen=True)
+
 class _Job:
-    request: GenerationRequest
-    loop: asyncio.AbstractEventLoop
-    deltas: asyncio.Queue[TokenDelta | EngineError] = field(default_factory=asyncio.Queue)
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    """A request under way."""
 
-    def send(self, item: TokenDelta | EngineError) -> None:
-        """Hand `item` to the event loop. Called from the inference thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.deltas.put_nowait, item)
-        except RuntimeError:  # The loop is closed: nobody listens any more.
-            self.cancelled.set()
+    def __init__(
+        self,
+        request: GenerationRequest,
+        loaded: LoadedModel,
+        grammar: Grammar | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.request = request
+        self.loop = loop
+        self.deltas: asyncio.Queue[Item] = asyncio.Queue()
+        self.cancelled = threading.Event()
+        self.ids = list(request.prompt_ids)
+        self.num_cached = 0
+        self.sampler = Sampler(request.sampling, request.prompt_ids, loaded.model.device, grammar)
+        self.answer = Answer(
+            request.sampling,
+            loaded.vocabulary,
+            end_ids=loaded.end_ids,
+            model_stop=loaded.stop_strings,
+            strip_space=loaded.answer_opens_with_space,
+        )
 
 
 class NativeEngine:
-    """Serves a `LoadedModel`. See `Engine` for its surface."""
+    """Serves a `LoadedModel`. See `Engine` for its surface.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, max_num_seqs: int = 16, prefill_tokens: int = PREFILL_TOKENS) -> None:
         self._loaded = loaded
+        num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
+        self._model = SlotModel(loaded.model, num_slots, loaded.max_model_len)
+        self._scheduler: Scheduler[_Job] = Scheduler(num_slots, prefill_tokens)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._outbox = _Outbox()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -52,13 +84,44 @@ class NativeEngine:
         """The most tokens a prompt and its answer may have together."""
         return self._loaded.max_model_len
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Return if there are such tokens, and such a schema can be followed."""
+        if unknown := [token for token, _ in sampling.logit_bias if not 0 <= token < self._vocabulary_size]:
+            raise SamplingError("logit_bias", f"{unknown[0]} is no token; valid: 0 to {self._vocabulary_size - 1}")
+        self._grammar(sampling)
+
+    def _grammar(self, sampling: SamplingParams) -> Grammar | None:
+        if sampling.json_schema is None:
+            return None
+        try:
+            return self._grammars.compile(sampling.json_schema)
+        except ValueError as error:
+            raise SamplingError("response_format", str(error)) from None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._loaded.tokenizer, self._vocabulary_size, self._loaded.end_ids)
+
+    @property
+    def _vocabulary_size(self) -> int:
+        """Logits of the model; the tokenizer may know fewer tokens."""
+        return int(self._loaded.model.config.get_text_config().vocab_size)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in a text; nothing if it is a special one."""
+        pieces = self._loaded.vocabulary.pieces
+        return pieces[token_id] if token_id < len(pieces) else b""
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of `messages` by the model's own chat template."""
         return encode_prompt(self._loaded.tokenizer, messages)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Yield the answer to `request`, after the requests that came before it."""
-        job = _Job(request, asyncio.get_running_loop())
+        """Yield the answer to `request`, which joins those under way as soon as there is room."""
+        grammar = None
+        if request.sampling.json_schema is not None:
+            grammar = await asyncio.to_thread(self._grammar, request.sampling)
+        job = _Job(request, self._loaded, grammar, asyncio.get_running_loop())
         self._jobs.put(job)
         # Asked afterwards: whatever is put before the thread refuses the waiting jobs is refused with them.
         await self.check_health()
@@ -86,43 +149,119 @@ class NativeEngine:
 
     def _run(self) -> None:
         try:
-            while (job := self._jobs.get()) is not None:
-                self._answer(job)
+            while not self._closing.is_set():
+                self._take_jobs()
+                self._drop_cancelled()
+                self._step()
+                self._outbox.deliver()
         finally:
             self._closing.set()
-            self._refuse_waiting()
+            self._take_jobs()
+            self._refuse_all("the engine was shut down")
 
-    def _answer(self, job: _Job) -> None:
+    def _take_jobs(self) -> None:
+        """Let new requests wait for a slot; wait for one if there is nothing to do."""
+        must_wait = not self._scheduler.has_work and not self._closing.is_set()
+        while must_wait or not self._jobs.empty():
+            must_wait = False
+            if job := self._jobs.get():
+                self._scheduler.waiting.append(job)
+
+    def _drop_cancelled(self) -> None:
+        for job in self._all_jobs():
+            if job.cancelled.is_set():
+                self._scheduler.end(job)
+
+    def _all_jobs(self) -> list[_Job]:
+        return [*(running.owner for running in self._scheduler.running), *self._scheduler.waiting]
+
+    def _step(self) -> None:
+        """One forward pass, and the next token of everyone who has read all there is."""
         try:
-            for delta in self._deltas(job):
-                job.send(delta)
-            if self._closing.is_set():
-                job.send(EngineError("the engine was shut down"))
+            for running in self._scheduler.place_waiting():
+                self._fill(running)
+            if turns := self._scheduler.next_turns():
+                self._forward(turns)
         except Exception as error:
-            logger.exception("request %s failed", job.request.request_id)
-            job.send(EngineError(f"generation failed: {type(error).__name__}"))
+            logger.exception("a pass over %d requests failed", len(self._scheduler.running))
+            self._fail_running(error)
             if isinstance(error, torch.AcceleratorError):
                 raise  # The device is lost for this process: end the thread, so that the replica is replaced.
 
-    def _deltas(self, job: _Job) -> Iterator[TokenDelta]:
-        loaded, request = self._loaded, job.request
-        answer = Answer(
-            request.sampling,
-            loaded.vocabulary,
-            end_ids=loaded.end_ids,
-            model_stop=loaded.stop_strings,
-            strip_space=loaded.answer_opens_with_space,
-        )
-        tokens = generate_tokens(
-            loaded.model, request.prompt_ids, request.sampling, lambda: job.cancelled.is_set() or self._closing.is_set()
-        )
-        for token in tokens:
-            if delta := answer.push(token):
-                yield delta
-            if answer.finished:
-                return
+    def _fill(self, running: Running[_Job]) -> None:
+        """Put into a slot what it is to have of the prompt."""
+        placement = running.placement
+        running.owner.num_cached = placement.num_cached
+        if placement.copied_from is not None:
+            self._model.copy(placement.copied_from, placement.slot, placement.num_cached)
 
-    def _refuse_waiting(self) -> None:
-        while not self._jobs.empty():
-            if job := self._jobs.get():
-                job.send(EngineError("the engine was shut down"))
+    def _forward(self, turns: list[Turn[_Job]]) -> None:
+        turns = sorted(turns, key=lambda turn: (turn.count > 1, turn.running.placement.slot))
+        segments, token_ids, chosen = [], [], []
+        for turn in turns:
+            start = turn.running.num_read
+            segments.append(Segment(turn.running.placement.slot, start, turn.count))
+            token_ids.extend(turn.running.owner.ids[start : start + turn.count])
+            if turn.chooses:
+                chosen.append(len(token_ids) - 1)
+        logits = self._model.forward(segments, token_ids, chosen)
+        choosing = [turn.running.owner for turn in turns if turn.chooses]
+        for turn in turns:
+            self._scheduler.advance(turn)
+        likeliest = logits.argmax(dim=-1).tolist()
+        for job, row, token in zip(choosing, logits, likeliest, strict=True):
+            self._choose(job, row, token)
+
+    def _choose(self, job: _Job, logits: Tensor, likeliest: int) -> None:
+        """The next token of one request; what goes wrong with it is that request's alone."""
+        try:
+            choice = Choice(likeliest) if job.sampler.takes_likeliest else job.sampler.choose(logits)
+        except ValueError as error:
+            self._fail(job, error)
+            return
+        job.ids.append(choice.token)
+        if delta := job.answer.push(choice.token, choice.logprob, num_cached=job.num_cached):
+            self._outbox.put(job, delta)
+        if job.answer.finished:
+            self._scheduler.end(job)
+
+    def _fail_running(self, error: Exception) -> None:
+        """Everyone in the pass fails with it; what the slots hold is not relied on any more."""
+        for job in [running.owner for running in self._scheduler.running]:
+            self._fail(job, error)
+        self._scheduler.slots.forget()
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        self._outbox.put(job, EngineError(f"generation failed: {type(error).__name__}"))
+        self._scheduler.end(job)
+
+    def _refuse_all(self, reason: str) -> None:
+        for job in self._all_jobs():
+            self._outbox.put(job, EngineError(reason))
+        self._outbox.deliver()
+
+
+class _Outbox:
+    """Gathers what one pass has to tell, so that each event loop is woken once."""
+
+    def __init__(self) -> None:
+        self._items: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Item]]] = defaultdict(list)
+
+    def put(self, job: _Job, item: Item) -> None:
+        """To be delivered to the one who waits for the job."""
+        self._items[job.loop].append((job, item))
+
+    def deliver(self) -> None:
+        """Hand everything over. Called from the inference thread."""
+        for loop, items in self._items.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, items)
+            except RuntimeError:  # The loop is closed: nobody listens any more.
+                for job, _ in items:
+                    job.cancelled.set()
+        self._items.clear()
+
+
+def _hand_over(items: list[tuple[_Job, Item]]) -> None:
+    for job, item in items:
+        job.deltas.put_nowait(item)

@@ -4,6 +4,7 @@ A field is honoured, or it changes nothing about the answer and is ignored, or i
 nothing (`_NEUTRAL`). Anything else is refused: no request is answered as if it had said something else.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,20 +21,13 @@ from pydantic_core import PydanticCustomError
 # Values that ask for what happens anyway. Null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
-    "presence_penalty": (0, 0.0),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -45,6 +39,9 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
 }
 _MAX_STOP_STRINGS = 4
+_MAX_STOP_TOKENS = 64
+_MAX_BIASES = 1024
+_MAX_ANSWERS = 128
 
 
 def _check_unicode(text: str) -> str:
@@ -75,6 +72,16 @@ def _as_list(stop: Any) -> Any:
     raise PydanticCustomError("invalid_type", "should be a string or a list of strings")
 
 
+def _as_token_ids(biases: Any) -> Any:
+    """JSON has no numbers for keys."""
+    if not isinstance(biases, dict):
+        return biases
+    try:
+        return {int(token): bias for token, bias in biases.items()}
+    except ValueError:
+        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases") from None
+
+
 def _refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
     if value is None or any(type(value) is type(allowed) and value == allowed for allowed in neutral):
         return
@@ -83,6 +90,8 @@ def _refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
 
 Text = Annotated[str, AfterValidator(_check_unicode)]
 StopString = Annotated[Text, Field(min_length=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Wire(BaseModel):
@@ -127,31 +136,61 @@ class StreamOptions(_Wire):
     include_usage: bool | None = None
 
 
+class JsonSchema(_Wire):
+    """A schema that the answer is to follow. It always is followed strictly."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Wire):
+    """Any text, a JSON object whatever it says, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_there_where_it_is_named(cls, value: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        if (value is not None) != (info.data.get("type") == "json_schema"):
+            raise PydanticCustomError("invalid_value", "is for the type 'json_schema', and required there")
+        return value
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema that the answer is to follow, as JSON text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return '{"type": "object"}' if self.type == "json_object" else None
+
+
 class ChatCompletionRequest(_Wire):
     """What a client asks for."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     model: str
     audio: Any = None
-    frequency_penalty: Any = None
+    frequency_penalty: Penalty | None = None
     function_call: Any = None
     functions: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_as_token_ids)] | None = Field(None, max_length=_MAX_BIASES)
+    logprobs: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     metadata: Any = None
     modalities: Any = None
     moderation: Any = None
-    n: Any = None
+    n: int | None = Field(None, ge=1, le=_MAX_ANSWERS)
     parallel_tool_calls: Any = None
     prediction: Any = None
-    presence_penalty: Any = None
+    presence_penalty: Penalty | None = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
     safety_identifier: Any = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     service_tier: Any = None
@@ -162,11 +201,17 @@ class ChatCompletionRequest(_Wire):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     tool_choice: Any = None
     tools: Any = None
-    top_logprobs: Any = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     user: Any = None
     verbosity: Any = None
     web_search_options: Any = None
+
+    # Not OpenAI's: those that other open servers have too.
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    stop_token_ids: list[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
+    top_k: int | None = Field(None, ge=-1)
 
     @field_validator(*_NEUTRAL, mode="before")
     @classmethod
@@ -178,6 +223,13 @@ class ChatCompletionRequest(_Wire):
     def _is_the_only_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("max_completion_tokens") is not None:
             raise PydanticCustomError("invalid_value", "cannot be set together with 'max_completion_tokens'")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise PydanticCustomError("invalid_value", "is only allowed when 'logprobs' is true")
         return value
 
     @field_validator("stream_options")

@@ -7,12 +7,40 @@ from pydantic import BaseModel
 FinishReason = Literal["stop", "length"]
 
 
+class PromptTokensDetails(BaseModel):
+    """Of the tokens read, those that an earlier request had read already."""
+
+    cached_tokens: int = 0
+
+
 class Usage(BaseModel):
-    """Tokens read and written."""
+    """Tokens read and written, over all answers."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(BaseModel):
+    """A token that might have been chosen, as text and as bytes, and its log probability."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """A token that was chosen."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Of every token of an answer, or of a piece of it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
 
 
 class AssistantMessage(BaseModel):
@@ -28,7 +56,7 @@ class Choice(BaseModel):
 
     index: int = 0
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason
 
 
@@ -48,7 +76,7 @@ class ChunkChoice(BaseModel):
 
     index: int = 0
     delta: dict[str, str]
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 

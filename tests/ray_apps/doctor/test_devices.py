@@ -6,12 +6,11 @@ import psutil
 import pytest
 import torch
 
-from ray_apps.doctor import devices
 from ray_apps.doctor.check import Check
-from ray_apps.doctor.devices import check_devices, driver_version, examine_device, memory_limit
+from ray_apps.doctor.devices import check_devices, driver_version, examine_device
 from ray_apps.doctor.needs import MACHINE, Needs
 from ray_apps.doctor.workers import Answer, LocalWorkers
-from ray_apps.machine import matmul_gflops
+from ray_apps.machine import matmul_gflops, memory_limit
 
 GB = 10**9
 A100 = {
@@ -54,7 +53,7 @@ def test_this_machine_is_examined() -> None:
 
 def test_a_container_s_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("1000000\n")
-    monkeypatch.setattr(devices, "CGROUP_LIMITS", (str(tmp_path / "memory.max"), "/nowhere"))
+    monkeypatch.setattr("ray_apps.machine.CGROUP_LIMITS", (str(tmp_path / "memory.max"), "/nowhere"))
     assert memory_limit() == 1_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_limit() == psutil.virtual_memory().total

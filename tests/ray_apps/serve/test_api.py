@@ -44,6 +44,7 @@ async def test_an_answer_has_the_shape_that_openai_documents(api_client: Client,
         "prompt_tokens": len("né 🙂".encode()) + 2,
         "completion_tokens": len("né 🙂".encode()) + 1,
         "total_tokens": 2 * len("né 🙂".encode()) + 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -109,6 +110,39 @@ async def test_limits_and_stop_strings_end_an_answer(
     async with api_client() as client:
         choice = (await client.post(CHAT, json=ask("abcdef", **fields))).json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == (content, reason)
+
+
+async def test_several_answers_are_told_apart(api_client: Client, ask: Ask) -> None:
+    async with api_client() as client:
+        whole = (await client.post(CHAT, json=ask("né🙂", n=3))).json()
+        told = chunks(await client.post(CHAT, json=ask("né🙂", n=3, stream=True)))
+    ChatCompletion.model_validate(whole, strict=True)
+    assert [(choice["index"], choice["message"]["content"]) for choice in whole["choices"]] == [
+        (index, "né🙂") for index in range(3)
+    ]
+    assert whole["usage"]["completion_tokens"] == 3 * (len("né🙂".encode()) + 1)
+    for index in range(3):
+        mine = [chunk["choices"][0] for chunk in told if chunk["choices"][0]["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == "né🙂"
+        assert [choice["finish_reason"] for choice in mine] == [None] * (len(mine) - 1) + ["stop"]
+
+
+async def test_tokens_are_told_with_their_log_probabilities(api_client: Client, ask: Ask) -> None:
+    body = ask("aé", logprobs=True, top_logprobs=1)
+    async with api_client() as client:
+        whole = (await client.post(CHAT, json=body)).json()
+        told = chunks(await client.post(CHAT, json={**body, "stream": True}))
+        without = (await client.post(CHAT, json=ask("aé", logprobs=True))).json()
+    completion = ChatCompletion.model_validate(whole, strict=True)
+    assert completion.choices[0].logprobs is not None
+    content = completion.choices[0].logprobs.content
+    assert content is not None
+    assert b"".join(bytes(one.bytes or []) for one in content).decode() == "aé"
+    assert [one.top_logprobs[0].bytes for one in content] == [one.bytes for one in content]
+    assert [one.token for one in content] == ["a", "\ufffd", "\ufffd", ""]
+    streamed = [one for chunk in told for one in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert streamed == whole["choices"][0]["logprobs"]["content"]
+    assert without["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
 
 
 async def test_every_role_and_parts_of_text_are_understood(api_client: Client, ask: Ask) -> None:

@@ -1,18 +1,22 @@
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError
-from ray_apps.engine.native import decode
+from ray_apps.engine.native.attention import SLOTS
 from ray_apps.engine.native.engine import NativeEngine
+from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.loading import LoadedModel, load_model
 from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingParams, TokenDelta
 from tests import tiny
@@ -52,25 +56,91 @@ def ids(deltas: list[TokenDelta]) -> list[int]:
 
 @pytest.fixture
 def paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Holds the inference thread at its first step until it is called."""
-    import threading
-
+    """Holds the inference thread at its first pass until it is called."""
     gate = threading.Event()
-    step = decode.next_logits
+    forward = SlotModel.forward
 
     def gated(*args: Any) -> torch.Tensor:
         assert gate.wait(timeout=60)
-        return step(*args)
+        return forward(*args)
 
-    monkeypatch.setattr(decode, "next_logits", gated)
+    monkeypatch.setattr(SlotModel, "forward", gated)
     yield gate.set
     gate.set()
 
 
+def plain(loaded: LoadedModel, prompt_ids: tuple[int, ...], max_tokens: int) -> list[int]:
+    """What transformers answers, greedily."""
+    loaded.model.set_attn_implementation("sdpa")
+    expected = loaded.model.generate(torch.tensor([prompt_ids]), max_new_tokens=max_tokens, do_sample=False)
+    loaded.model.set_attn_implementation(SLOTS)
+    return expected[0, len(prompt_ids) :].tolist()
+
+
 async def test_greedy_answers_are_those_of_transformers(engine: NativeEngine, loaded: LoadedModel) -> None:
     asked = request(engine)
-    expected = loaded.model.generate(torch.tensor([asked.prompt_ids]), max_new_tokens=20, do_sample=False)
-    assert ids(await answer(engine, asked)) == expected[0, len(asked.prompt_ids) :].tolist()
+    assert ids(await answer(engine, asked)) == plain(loaded, asked.prompt_ids, 20)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: its prompt begins like others', it comes after a while, and may be given up after some tokens."""
+
+    shared: int
+    own: int
+    max_tokens: int
+    comes_after: int
+    leaves_after: int | None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        beginning = [(7 * self.shared + index) % 500 + 20 for index in range(20 * self.shared)]
+        return (*beginning, *[self.own + 5] * self.own)
+
+
+asked_for = st.builds(
+    Asked,
+    *(st.integers(0, 2), st.integers(1, 60), st.integers(1, 25), st.integers(0, 6)),
+    st.sampled_from([None, None, 0, 2, 5]),
+)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    asked=st.lists(asked_for, min_size=2, max_size=8),
+    max_num_seqs=st.integers(1, 4),
+    prefill_tokens=st.sampled_from([3, 16, 256]),
+)
+def test_who_joins_or_leaves_never_changes_another_s_tokens(
+    loaded: LoadedModel, asked: list[Asked], max_num_seqs: int, prefill_tokens: int
+) -> None:
+    """All of them twice, so that the second time much has been read already."""
+    expected = {one: plain(loaded, one.prompt, one.max_tokens) for one in asked}
+    engine = NativeEngine(loaded, max_num_seqs=max_num_seqs, prefill_tokens=prefill_tokens)
+
+    async def ask(one: Asked) -> None:
+        await asyncio.sleep(one.comes_after / 500)
+        found: list[int] = []
+        async with aclosing(engine.generate(greedy(one.prompt, one.max_tokens))) as deltas:
+            async for delta in deltas:
+                found.extend(delta.token_ids)
+                if one.leaves_after is not None and len(found) > one.leaves_after:
+                    break
+        assert found == expected[one][: len(found)]
+        assert one.leaves_after is not None or len(found) == len(expected[one])
+
+    async def ask_all() -> None:
+        for _ in range(2):
+            await asyncio.gather(*map(ask, asked))
+
+    try:
+        asyncio.run(ask_all())
+    finally:
+        engine.shutdown()
+
+
+def greedy(prompt: tuple[int, ...], max_tokens: int) -> GenerationRequest:
+    return GenerationRequest("id", prompt, SamplingParams(max_tokens, temperature=0))
 
 
 async def test_equal_seeds_give_equal_answers(engine: NativeEngine) -> None:
@@ -80,22 +150,14 @@ async def test_equal_seeds_give_equal_answers(engine: NativeEngine) -> None:
     assert first == second != other
 
 
-async def test_a_long_prompt_is_read_in_chunks_to_the_same_end(
-    engine: NativeEngine, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompt = torch.tensor([request(engine).prompt_ids])
-    whole = decode.next_logits(loaded.model, prompt, DynamicCache(config=loaded.model.config))
-    cache = DynamicCache(config=loaded.model.config)
-    for part in prompt.split(5, dim=1):
-        logits = decode.next_logits(loaded.model, part, cache)
-    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
+async def test_a_long_prompt_is_read_in_chunks_to_the_same_end(engine: NativeEngine, loaded: LoadedModel) -> None:
+    chunked = NativeEngine(loaded, prefill_tokens=5)
     asked = request(engine, temperature=1.0, seed=3)
-    before = ids(await answer(engine, asked))
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", 5)
-    assert ids(await answer(engine, asked)) == before
+    assert ids(await answer(chunked, asked)) == ids(await answer(engine, asked))
+    chunked.shutdown()
 
 
-async def test_requests_are_answered_in_the_order_they_came(engine: NativeEngine, paused: Callable[[], None]) -> None:
+async def test_requests_are_answered_side_by_side(engine: NativeEngine, paused: Callable[[], None]) -> None:
     finished: list[int] = []
 
     async def ask(number: int) -> None:
@@ -106,7 +168,16 @@ async def test_requests_are_answered_in_the_order_they_came(engine: NativeEngine
     await asyncio.sleep(0)
     paused()
     await asyncio.gather(*tasks)
-    assert finished == [0, 1, 2, 3]
+    assert finished == [3, 2, 1, 0]
+
+
+async def test_what_was_read_for_one_turn_is_not_read_again_for_the_next(engine: NativeEngine) -> None:
+    asked = request(engine)
+    first = await answer(engine, asked)
+    whole = (*asked.prompt_ids, *ids(first))
+    assert {delta.num_cached for delta in first} == {0}
+    second = await answer(engine, greedy((*whole, 30, 31), 4))
+    assert {delta.num_cached for delta in second} == {len(whole) - 1}  # the last token was never read
 
 
 async def test_closing_an_answer_frees_the_engine_for_the_next(engine: NativeEngine, loaded: LoadedModel) -> None:
@@ -148,7 +219,7 @@ async def test_a_failed_request_leaves_the_engine_running(
         raise torch.OutOfMemoryError("secret detail")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "next_logits", fail)
+        patch.setattr(SlotModel, "forward", fail)
         with pytest.raises(EngineError, match="OutOfMemoryError") as caught:
             await answer(engine, request(engine))
     assert "secret" not in str(caught.value)
@@ -222,3 +293,13 @@ def test_the_model_says_how_long_it_reads_and_less_may_be_asked_for(tiny_model_d
     assert load(tiny_model_dir, max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match=r"args\.max_model_len: 513 .* at most 512"):
         load(tiny_model_dir, max_model_len=513)
+
+
+def test_there_are_as_many_places_as_memory_has_room_for(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = loaded.model.config
+    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    monkeypatch.setattr("ray_apps.engine.native.forward.free_memory", lambda device: 1000 * token_bytes / 0.8 + 1)
+    assert fitting_slots(loaded.model, 3, 100) == 3
+    assert fitting_slots(loaded.model, 16, 100) == 10
+    with pytest.raises(ConfigError, match=r"args\.max_model_len: 1001 tokens take .* valid here: up to 1000"):
+        fitting_slots(loaded.model, 16, 1001)

@@ -1,9 +1,13 @@
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.engine.native.sampling import keep_nucleus, make_generator, sample_token
+from ray_apps.engine.native.sampling import Sampler, make_generator, truncate
+from ray_apps.engine.native.sampling import draw as draw_one
 from ray_apps.engine.protocol import SamplingParams
 
 weights = st.lists(st.integers(1, 50), min_size=1, max_size=20)
@@ -13,7 +17,7 @@ CPU = torch.device("cpu")
 def draw(logits: torch.Tensor, seed: int | None = 0, **sampling: float) -> list[int]:
     params = SamplingParams(max_tokens=1, seed=seed, **sampling)
     generator = make_generator(params, CPU)
-    return [sample_token(logits, params, generator) for _ in range(40)]
+    return [draw_one(logits, params, generator) for _ in range(40)]
 
 
 @given(weights=weights, top_p=st.floats(0, 0.99))
@@ -21,7 +25,7 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens_that_reaches_top_p(
     weights: list[int], top_p: float
 ) -> None:
     probabilities = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    kept = keep_nucleus(probabilities, top_p)
+    kept = truncate(probabilities, SamplingParams(max_tokens=1, top_p=top_p))
     inside = kept > 0
     assert torch.equal(kept[inside], probabilities[inside])
     assert kept.sum() >= top_p - 1e-9
@@ -57,3 +61,67 @@ def test_a_lower_temperature_makes_the_likeliest_token_likelier() -> None:
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-6, 1e-5])
 def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float) -> None:
     assert set(draw(torch.tensor([-1e4, 1e4, 3.0]), temperature=temperature)) == {1}
+
+
+def kept(logits: torch.Tensor, **sampling: float) -> set[int]:
+    probabilities = torch.softmax(logits, dim=-1)
+    return set(truncate(probabilities, SamplingParams(max_tokens=1, **sampling)).nonzero().flatten().tolist())
+
+
+def test_top_k_and_min_p_leave_out_the_unlikely() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04]).log()
+    assert kept(logits, top_k=2) == {0, 1}
+    assert kept(logits, min_p=0.45) == {0, 1, 2}
+    assert kept(logits, min_p=1.0) == {0}
+    assert kept(logits, top_k=3, top_p=0.7) == {0, 1}  # 0.4 + 0.3 of 0.9
+    assert kept(logits, top_k=99) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.999}, {"top_p": 0.3}, {"min_p": 0.9}, {"min_p": 0.01}])
+def test_in_a_large_vocabulary_the_same_tokens_are_kept(sampling: dict[str, float]) -> None:
+    """Whether they are among the likeliest ones that are looked at first, or not."""
+    logits = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) / 10
+    probabilities = torch.softmax(logits, dim=-1)
+    order = probabilities.sort(descending=True)
+    if "min_p" in sampling:
+        expected = int((order.values >= sampling["min_p"] * order.values[0]).sum())
+    else:
+        expected = int((order.values.cumsum(-1) - order.values < sampling["top_p"]).sum())
+    found = kept(logits, **sampling)
+    assert abs(len(found) - expected) <= 1  # a sum in another order
+    assert found >= set(order.indices[: expected - 1].tolist())
+
+
+def sampler(prompt: tuple[int, ...] = (), **sampling: Any) -> Sampler:
+    return Sampler(SamplingParams(max_tokens=9, temperature=0, **sampling), prompt, CPU)
+
+
+def chosen(sampler: Sampler, logits: list[float], count: int) -> list[int]:
+    return [sampler.choose(torch.tensor(logits)).token for _ in range(count)]
+
+
+def test_penalties_count_what_the_answer_has() -> None:
+    assert chosen(sampler(presence_penalty=1.5), [3.0, 2.0, 1.0], 4) == [0, 1, 0, 0]
+    assert chosen(sampler(frequency_penalty=0.6), [3.0, 2.0, 1.0], 5) == [0, 0, 1, 0, 1]
+
+
+def test_the_repetition_penalty_counts_the_prompt_too() -> None:
+    assert chosen(sampler((0,), repetition_penalty=2.0), [3.0, 2.0], 1) == [1]
+    assert chosen(sampler((1,), repetition_penalty=2.0), [-1.0, -0.8], 1) == [0]
+
+
+def test_a_bias_is_added() -> None:
+    assert chosen(sampler(logit_bias=((2, 5.0), (0, -100.0))), [3.0, 2.0, 1.0], 1) == [2]
+
+
+def test_log_probabilities_are_those_of_the_model_itself() -> None:
+    biased = sampler(logit_bias=((2, 5.0),), logprobs=2)
+    told = biased.choose(torch.tensor([0.5, 0.3, 0.2]).log()).logprob
+    assert told is not None
+    assert told.token_id == 2
+    assert told.logprob == pytest.approx(math.log(0.2))
+    assert told.likeliest == (pytest.approx((0, math.log(0.5))), pytest.approx((1, math.log(0.3))))
+    assert sampler().choose(torch.zeros(3)).logprob is None
+    none_of_the_likeliest = sampler(logprobs=0).choose(torch.zeros(4)).logprob
+    assert none_of_the_likeliest is not None
+    assert none_of_the_likeliest.likeliest == ()

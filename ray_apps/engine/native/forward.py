@@ -1,0 +1,81 @@
+"""The model on a cache of slots: one forward pass over the tokens of many sequences."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from data_prep.errors import ConfigError
+from ray_apps.engine.native.attention import SLOTS, check_supported, register
+from ray_apps.engine.native.cache import Pass, Segment, SlotCache
+from ray_apps.machine import free_memory
+
+logger = logging.getLogger(__name__)
+
+
+_SHARE = 0.8
+"""Of the free memory, for keys and values; passes and answers need some too."""
+
+
+def fitting_slots(model: PreTrainedModel, wanted: int, max_len: int) -> int:
+    """`wanted` slots, or as many as the free memory has room for when all of them are full.
+
+    Raises:
+        ConfigError: there is no room for a single one; naming the field and what would be valid.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes: int = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    room = int(_SHARE * free_memory(model.device) / token_bytes)
+    if room < max_len:
+        raise ConfigError(
+            f"args.max_model_len: {max_len} tokens take {max_len * token_bytes / 1e9:.1f} GB for each request; "
+            f"valid here: up to {room}"
+        )
+    fitting = min(wanted, room // max_len)
+    if fitting < wanted:
+        logger.warning("there is memory for %d requests of %d tokens at a time, not %d", fitting, max_len, wanted)
+    return fitting
+
+
+class SlotModel:
+    """An unmodified model of transformers whose attention goes to the slots of a cache."""
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, max_len: int) -> None:
+        check_supported(model.config)
+        register()
+        model.set_attn_implementation(SLOTS)
+        self._model = model
+        self.cache = SlotCache(model.config.num_hidden_layers, num_slots, max_len)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens go in."""
+        return self._model.device
+
+    @torch.inference_mode()
+    def forward(self, segments: Sequence[Segment], token_ids: Sequence[int], chosen: Sequence[int]) -> Tensor:
+        """Read the segments' tokens, one segment after another; the logits `[chosen, vocabulary]` after some of them.
+
+        `chosen`: indices into `token_ids`.
+        """
+        current = Pass(segments, self.device, self._model.dtype)
+        self.cache.current = current
+        output = self._model(
+            input_ids=torch.tensor([list(token_ids)], device=self.device),
+            position_ids=current.positions[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(list(chosen), dtype=torch.long, device=self.device),
+            current=current,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Give slot `target` the first tokens of slot `source`."""
+        self.cache.copy(source, target, num_tokens)

@@ -1,0 +1,60 @@
+"""Answers that follow a JSON schema: which tokens may come next, as llguidance works it out."""
+
+from typing import Any
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+MAX_SCHEMA_CHARACTERS = 100_000
+_LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, step_max_items=50_000, max_grammar_size=200_000)
+
+
+class Grammars:
+    """Grammars over the tokens of one model. Making one takes about a second."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, end_ids: frozenset[int]) -> None:
+        fast: Any = tokenizer
+        self._tokenizer: LLTokenizer = from_tokenizer(fast, n_vocab=vocabulary_size, eos_token=sorted(end_ids))
+
+    def compile(self, schema: str) -> "Grammar":
+        """The grammar of answers that follow `schema`.
+
+        Raises:
+            ValueError: it is no JSON schema, asks for what cannot be followed, or is too large; the text says which.
+        """
+        if len(schema) > MAX_SCHEMA_CHARACTERS:
+            raise ValueError(f"the schema has {len(schema)} characters; valid: up to {MAX_SCHEMA_CHARACTERS}")
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise ValueError(_first_line(matcher.get_error()))
+        return Grammar(matcher)
+
+
+class Grammar:
+    """Where one answer is in its grammar."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The logits `[vocabulary]`, with those of tokens that may not come next at minus infinity."""
+        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).to(logits.device)
+        self._check()
+        return logits.masked_fill(allowed[: len(logits)] == 0, float("-inf"))
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with this token."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises: ValueError: following the grammar takes more than its limits allow."""
+        if self._matcher.is_error():
+            raise ValueError(_first_line(self._matcher.get_error()))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

@@ -1,0 +1,106 @@
+"""What goes through the model next. Bookkeeping only: no torch, no threads."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from ray_apps.engine.native.slots import Placement, SlotTable
+
+PREFILL_TOKENS = 256
+"""Tokens of prompts that are read in one pass, beside one token of every answer."""
+
+
+class HasTokens(Protocol):
+    """A sequence: its prompt and what was answered so far."""
+
+    @property
+    def ids(self) -> list[int]:
+        """All of its tokens."""
+        ...
+
+
+Owner = TypeVar("Owner", bound=HasTokens)
+
+
+@dataclass
+class Running(Generic[Owner]):
+    """A sequence in a slot, whose first `num_read` tokens have been through the model."""
+
+    owner: Owner
+    placement: Placement
+    num_read: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_read = self.placement.num_cached
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens that are left before the next can be chosen."""
+        return len(self.owner.ids) - self.num_read
+
+
+@dataclass(frozen=True)
+class Turn(Generic[Owner]):
+    """The next `count` tokens of a sequence. After its last unread one the next token is chosen."""
+
+    running: Running[Owner]
+    count: int
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a token is chosen after it."""
+        return self.count == self.running.num_unread
+
+
+class Scheduler(Generic[Owner]):
+    """Continuous batching (Yu et al. 2022) with prompts read in chunks between the steps of answers.
+
+    Every answer under way gets one token a pass. Prompts share `prefill_tokens` in the order they came.
+    """
+
+    def __init__(self, num_slots: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
+        self.slots = SlotTable(num_slots)
+        self.waiting: deque[Owner] = deque()
+        self.running: list[Running[Owner]] = []
+        self._prefill_tokens = prefill_tokens
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a next pass."""
+        return bool(self.waiting or self.running)
+
+    def place_waiting(self) -> Iterator[Running[Owner]]:
+        """Give slots to those who wait, in the order they came; yields each that got one."""
+        while self.waiting and (placement := self.slots.place(self.waiting[0].ids)):
+            self.running.append(Running(self.waiting.popleft(), placement))
+            yield self.running[-1]
+
+    def next_turns(self) -> list[Turn[Owner]]:
+        """Whose tokens go through the model next, and how many."""
+        turns, left = [], self._prefill_tokens
+        for running in self.running:
+            count = running.num_unread
+            if count > 1:
+                count = min(count, left)
+                left -= count
+            if count:
+                turns.append(Turn(running, count))
+        return turns
+
+    def advance(self, turn: Turn[Owner]) -> None:
+        """The tokens of a turn have been read."""
+        running = turn.running
+        read = running.owner.ids[running.num_read : running.num_read + turn.count]
+        self.slots.extend(running.placement.slot, read)
+        running.num_read += turn.count
+
+    def end(self, owner: Owner) -> None:
+        """A sequence is over, or given up."""
+        if owner in self.waiting:
+            self.waiting.remove(owner)
+        for running in self.running:
+            if running.owner is owner:
+                self.slots.release(running.placement.slot)
+                self.running.remove(running)
+                return

@@ -1,0 +1,85 @@
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_apps.engine.native.scheduler import Scheduler
+
+
+@dataclass(eq=False)
+class Asked:
+    ids: list[int]
+    left: int = 1
+
+
+def scheduler(num_slots: int, *owners: Asked, prefill_tokens: int = 10) -> Scheduler[Asked]:
+    made: Scheduler[Asked] = Scheduler(num_slots, prefill_tokens)
+    made.waiting.extend(owners)
+    return made
+
+
+def step(scheduler: Scheduler[Asked]) -> list[tuple[Asked, int]]:
+    """A pass, after which everyone who chooses gets a token or ends; who took part, with how many tokens."""
+    list(scheduler.place_waiting())
+    turns = scheduler.next_turns()
+    for turn in turns:
+        chooses, owner = turn.chooses, turn.running.owner
+        scheduler.advance(turn)
+        if chooses:
+            owner.ids.append(-len(owner.ids))
+            owner.left -= 1
+            if not owner.left:
+                scheduler.end(owner)
+    return [(turn.running.owner, turn.count) for turn in turns]
+
+
+def test_prompts_are_read_in_chunks_beside_the_tokens_of_answers() -> None:
+    first, second = Asked([1, 2, 3], left=9), Asked(list(range(50, 75)), left=9)
+    work = scheduler(2, first, second)
+    assert step(work) == [(first, 3), (second, 7)]
+    assert step(work) == [(first, 1), (second, 10)]
+    assert step(work) == [(first, 1), (second, 8)]
+    assert step(work) == [(first, 1), (second, 1)]
+
+
+def test_those_who_wait_get_slots_in_the_order_they_came() -> None:
+    asked = [Asked([number, number], left=2) for number in range(4)]
+    work = scheduler(2, *asked)
+    order = [owner for _ in range(9) for owner, _ in step(work)]
+    assert [owner.ids[0] for owner in order] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert not work.has_work
+
+
+def test_one_that_is_given_up_leaves_its_slot_or_its_place_in_the_queue() -> None:
+    running, waiting, last = (Asked([number, number], left=9) for number in range(3))
+    work = scheduler(1, running, waiting, last)
+    step(work)
+    work.end(waiting)
+    work.end(running)
+    work.end(running)
+    assert step(work) == [(last, 2)]
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), max_size=12),
+    num_slots=st.integers(1, 4),
+    prefill_tokens=st.integers(2, 20),
+)
+def test_everyone_ends_with_each_token_read_once(
+    lengths: list[tuple[int, int]], num_slots: int, prefill_tokens: int
+) -> None:
+    asked = [Asked([number] * length, left) for number, (length, left) in enumerate(lengths)]
+    work = scheduler(num_slots, *asked, prefill_tokens=prefill_tokens)
+    read = dict.fromkeys(range(len(asked)), 0)
+    for _ in range(2000):
+        if not work.has_work:
+            break
+        took_part = step(work)
+        assert len(took_part) <= num_slots
+        assert sum(count for _, count in took_part if count > 1) <= prefill_tokens
+        for owner, count in took_part:
+            read[asked.index(owner)] += count
+    assert not work.has_work
+    assert work.slots.num_free == num_slots
+    # The last token that is answered is never read. Slots are reused only by prompts that begin alike: none here.
+    assert [read[number] for number in read] == [length + left - 1 for length, left in lengths]
