@@ -1,5 +1,6 @@
 """The whole endpoint: Serve on a loopback port, asked with the real OpenAI client."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,14 +59,54 @@ class TestOnATinyModel:
         pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
         assert "".join(pieces) == whole.choices[0].message.content
         assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-        assert chunks[-1].usage == whole.usage
+        usage, before = chunks[-1].usage, whole.usage
+        assert usage is not None
+        assert before is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (before.prompt_tokens, before.completion_tokens)
+        assert usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+
+    def test_answers_side_by_side_are_those_given_alone(self, tiny: openai.OpenAI) -> None:
+        def answer(number: int) -> str | None:
+            messages = [{"role": "user", "content": f"What is {number} plus {number}?"}]
+            asked = {"model": "tiny", "messages": messages, "max_tokens": 10 + number, "temperature": 0}
+            return tiny.chat.completions.create(**asked).choices[0].message.content
+
+        alone = [answer(number) for number in range(12)]
+        with ThreadPoolExecutor(12) as pool:
+            assert list(pool.map(answer, range(12))) == alone
+
+    def test_an_answer_follows_a_schema_and_is_told_with_log_probabilities(self, tiny: openai.OpenAI) -> None:
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+        schema["additionalProperties"] = False  # type: ignore[assignment]
+        completion = tiny.chat.completions.create(
+            model="tiny",
+            messages=[USER],
+            n=2,
+            seed=1,
+            logprobs=True,
+            top_logprobs=2,
+            response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+        )
+        for choice in completion.choices:
+            assert choice.finish_reason == "stop"
+            assert type(json.loads(choice.message.content or "")["ok"]) is bool
+            assert choice.logprobs is not None
+            written = b"".join(bytes(token.bytes or []) for token in choice.logprobs.content or [])
+            assert written.decode() == choice.message.content
+        unknown = {"name": "answer", "schema": {"type": "wizard"}}
+        with pytest.raises(openai.BadRequestError, match="wizard") as wrong:
+            tiny.chat.completions.create(
+                model="tiny", messages=[USER], response_format={"type": "json_schema", "json_schema": unknown}
+            )
+        assert wrong.value.param == "response_format"
 
     def test_errors_are_those_that_the_client_knows(self, tiny: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as missing:
             tiny.chat.completions.create(model="gpt-4o", messages=[USER])
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as wrong:
-            tiny.chat.completions.create(model="tiny", messages=[USER], n=2)
+            tiny.chat.completions.create(model="tiny", messages=[USER], n=10_000)
         assert wrong.value.param == "n"
         with pytest.raises(openai.BadRequestError) as long:
             tiny.chat.completions.create(model="tiny", messages=[USER], max_tokens=512, stream=True)

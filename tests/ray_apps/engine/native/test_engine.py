@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from data_prep.errors import ConfigError
-from ray_apps.engine.native.attention import SLOTS
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.loading import LoadedModel, load_model
@@ -69,17 +69,23 @@ def paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     gate.set()
 
 
-def plain(loaded: LoadedModel, prompt_ids: tuple[int, ...], max_tokens: int) -> list[int]:
+@pytest.fixture(scope="module")
+def transformers_model(tiny_model_dir: Path) -> PreTrainedModel:
+    """The same model, left as it is."""
+    return load(tiny_model_dir).model
+
+
+def plain(model: PreTrainedModel, prompt_ids: tuple[int, ...], max_tokens: int) -> list[int]:
     """What transformers answers, greedily."""
-    loaded.model.set_attn_implementation("sdpa")
-    expected = loaded.model.generate(torch.tensor([prompt_ids]), max_new_tokens=max_tokens, do_sample=False)
-    loaded.model.set_attn_implementation(SLOTS)
+    expected = model.generate(torch.tensor([prompt_ids]), max_new_tokens=max_tokens, do_sample=False)
     return expected[0, len(prompt_ids) :].tolist()
 
 
-async def test_greedy_answers_are_those_of_transformers(engine: NativeEngine, loaded: LoadedModel) -> None:
+async def test_greedy_answers_are_those_of_transformers(
+    engine: NativeEngine, transformers_model: PreTrainedModel
+) -> None:
     asked = request(engine)
-    assert ids(await answer(engine, asked)) == plain(loaded, asked.prompt_ids, 20)
+    assert ids(await answer(engine, asked)) == plain(transformers_model, asked.prompt_ids, 20)
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,14 @@ asked_for = st.builds(
     prefill_tokens=st.sampled_from([3, 16, 256]),
 )
 def test_who_joins_or_leaves_never_changes_another_s_tokens(
-    loaded: LoadedModel, asked: list[Asked], max_num_seqs: int, prefill_tokens: int
+    loaded: LoadedModel,
+    transformers_model: PreTrainedModel,
+    asked: list[Asked],
+    max_num_seqs: int,
+    prefill_tokens: int,
 ) -> None:
     """All of them twice, so that the second time much has been read already."""
-    expected = {one: plain(loaded, one.prompt, one.max_tokens) for one in asked}
+    expected = {one: plain(transformers_model, one.prompt, one.max_tokens) for one in asked}
     engine = NativeEngine(loaded, max_num_seqs=max_num_seqs, prefill_tokens=prefill_tokens)
 
     async def ask(one: Asked) -> None:
