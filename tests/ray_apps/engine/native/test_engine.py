@@ -169,9 +169,10 @@ async def test_a_long_prompt_is_read_in_chunks_to_the_same_end(engine: NativeEng
 
 async def test_requests_are_answered_side_by_side(engine: NativeEngine, paused: Callable[[], None]) -> None:
     finished: list[int] = []
+    no_end = ((1, -100.0),)
 
     async def ask(number: int) -> None:
-        await answer(engine, request(engine, max_tokens=8 - number))
+        await answer(engine, request(engine, max_tokens=20 - 5 * number, logit_bias=no_end))
         finished.append(number)
 
     tasks = [asyncio.create_task(ask(number)) for number in range(4)]
