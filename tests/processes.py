@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ray_apps.train.loop", "torch.utils.tensorboard", "transformers.models.llama"])
 
 CPU = torch.device("cpu")
+
+
+def start_server() -> None:
+    """Start the process that ranks are forked from. To be called before a cluster that ends what is started under it."""
+    forkserver.ensure_running()
 
 
 def run_rank(rank: int, world_size: int, rendezvous: str, config: TrainConfig, stop_after: int | None) -> None:

@@ -34,13 +34,14 @@ from ray_apps.train.export import export, is_exported
 from ray_apps.train.launch import train
 from tests import tiny
 from tests.integration.test_interrupt import command, environment
-from tests.processes import run_ranks
+from tests.processes import run_ranks, start_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    start_server()
     with local_cluster(num_cpus=4):
         yield
 
