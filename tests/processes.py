@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def start_server() -> None:
-    """Start the process that ranks are forked from. To be called before a cluster that ends what is started under it."""
+    """Start the process that ranks are forked from, before a cluster that ends what is started under it."""
     forkserver.ensure_running()
 
 
