@@ -29,9 +29,9 @@ def check_supported(config: PreTrainedConfig) -> None:
     """
     kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS
     if kinds:
-        raise ModelError(f"the native engine has no {', '.join(sorted(kinds))} layers; engine: vllm may have them")
+        raise ModelError(f"the native engine has no {', '.join(sorted(kinds))} layers; it has full and sliding attention")
     if getattr(config, "attn_logit_softcapping", None):
-        raise ModelError("the native engine has no attn_logit_softcapping; engine: vllm may have it")
+        raise ModelError("the native engine has no attn_logit_softcapping")
 
 
 def slot_attention(

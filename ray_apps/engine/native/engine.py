@@ -46,7 +46,6 @@ class _Job:
         grammar: Grammar | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.request = request
         self.loop = loop
         self.deltas: asyncio.Queue[Item] = asyncio.Queue()
         self.cancelled = threading.Event()
