@@ -29,7 +29,7 @@ def check_supported(config: PreTrainedConfig) -> None:
     """
     kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS
     if kinds:
-        raise ModelError(f"the native engine has no {', '.join(sorted(kinds))} layers; it has full and sliding attention")
+        raise ModelError(f"the native engine has no {', '.join(sorted(kinds))} layers; valid: full and sliding ones")
     if getattr(config, "attn_logit_softcapping", None):
         raise ModelError("the native engine has no attn_logit_softcapping")
 
