@@ -84,7 +84,7 @@ class Watchdog:
     def __init__(self, run: RunDir, timeout_s: float, *, end: Callable[[int], Any] = os._exit) -> None:
         self._run = run
         self._timeout_s = timeout_s
-        self._interval_s = min(5.0, timeout_s / 8)
+        self._interval_s = min(5.0, timeout_s / 16)  # silence shows before a lag is told
         self._end = end
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._watched = threading.get_ident()
@@ -92,7 +92,7 @@ class Watchdog:
         self.step = 0
         self._progressed_at = self._exchanged_at = time.monotonic()
         self._seen: dict[int, tuple[Beat, float]] = {}
-        self._has_warned = False
+        self._warned_at = 0.0
         self._stopped = threading.Event()
         self._store = _shared_store(self._rank, self._world_size)
         self._threads = [
@@ -103,7 +103,7 @@ class Watchdog:
 
     def progress(self, step: int) -> None:
         """Training has come so far."""
-        self.step, self._progressed_at, self._has_warned = step, time.monotonic(), False
+        self.step, self._progressed_at = step, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         return self
@@ -116,11 +116,12 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval_s):
-            still_s = time.monotonic() - self._progressed_at
+            since = self._progressed_at
+            still_s = time.monotonic() - since
             if still_s > self._timeout_s:
                 self._give_up(still_s)
-            elif still_s > self._timeout_s / 4 and self._world_size > 1 and not self._has_warned:
-                self._has_warned = True
+            elif still_s > self._timeout_s / 4 and self._world_size > 1 and self._warned_at != since:
+                self._warned_at = since
                 self._record("lag", self._describe())
 
     def _describe(self) -> str:

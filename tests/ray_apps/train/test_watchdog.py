@@ -73,7 +73,7 @@ def test_a_rank_that_hangs_is_named_and_not_waited_for(
 ) -> None:
     import re
 
-    config = make_config(max_steps=8, num_workers=2, hang_timeout_s=4.0)
+    config = make_config(max_steps=8, num_workers=2, hang_timeout_s=8.0)
     ranks = [
         start(hang_at_step, rank, str(tmp_path / "rendezvous"), config, 3, frozen, hanging_rank) for rank in (0, 1)
     ]
