@@ -20,8 +20,11 @@ def render_messages(
     special_pattern: re.Pattern[str],
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Rendered:
     """Render `messages` by the tokenizer's own chat template. `special_pattern` matches its special tokens.
+
+    `tools` are put where the template puts them, as OpenAI describes them.
 
     Spellings of special tokens inside the messages are hidden from the template and put back afterwards, so that
     `specials` holds exactly those the template wrote. `spans` come from the template's `generation` marks, if any.
@@ -32,12 +35,14 @@ def render_messages(
     """
     if not tokenizer.chat_template:
         raise ModelError("the model has no chat template (chat_template in its tokenizer)")
-    template = tokenizer.get_chat_template()
+    offered = [dict(tool) for tool in tools]
+    template = tokenizer.get_chat_template(tools=offered or None)
     marked = re.search(r"{%-?\s*generation\s*-?%}", template) is not None
-    disguise = _Disguise(special_pattern, messages)
+    disguise = _Disguise(special_pattern, [*messages, *offered])
     try:
         rendered: Any = render_jinja_template(
             conversations=[[disguise.hide(message) for message in messages]],
+            tools=[disguise.hide(tool) for tool in offered] or None,
             chat_template=template,
             return_assistant_tokens_mask=marked,
             add_generation_prompt=add_generation_prompt,

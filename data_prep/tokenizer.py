@@ -91,13 +91,17 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, spellings)) if spellings else r"(?!)")
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Ids of `messages` rendered by the tokenizer's own chat template, ready for the assistant's answer.
+
+    `tools`: what the assistant may call, as OpenAI describes it.
 
     Raises:
         ModelError: the tokenizer has no chat template.
         ValueError: the template refuses the messages; the message is the template's own.
     """
-    rendered = render_messages(tokenizer, messages, special_pattern(tokenizer))
+    rendered = render_messages(tokenizer, messages, special_pattern(tokenizer), tools=tools)
     ids: list[int] = encode_chats(encoders_of(tokenizer), [rendered])[0].input_ids.tolist()
     return ids

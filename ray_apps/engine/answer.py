@@ -29,9 +29,21 @@ class Answer:
         self._num_tokens = 0
         self._pending: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
-    def push(self, token_id: int, logprob: TokenLogprob | None = None, *, num_cached: int = 0) -> TokenDelta | None:
-        """Take the next token; return what can be told now, if anything. After the last delta, `finished` is set."""
+    def push(
+        self,
+        token_id: int,
+        logprob: TokenLogprob | None = None,
+        *,
+        num_cached: int = 0,
+        prompt_logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> TokenDelta | None:
+        """Take the next token; return what can be told now, if anything. After the last delta, `finished` is set.
+
+        `prompt_logprobs`, given with the first token, are told with the first delta.
+        """
+        self._prompt_logprobs = self._prompt_logprobs or prompt_logprobs
         self._num_tokens += 1
         self._pending.append(token_id)
         if logprob is not None:
@@ -51,4 +63,5 @@ class Answer:
     def _tell(self, text: str, reason: FinishReason | None, num_cached: int) -> TokenDelta:
         token_ids, self._pending = tuple(self._pending), []
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return TokenDelta(text, token_ids, reason, logprobs, num_cached)
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, ()
+        return TokenDelta(text, token_ids, reason, logprobs, num_cached, prompt_logprobs)

@@ -6,7 +6,7 @@ torch: the engine also turns chat messages into ids, by its model's own template
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,6 +21,10 @@ class SamplingError(ValueError):
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class UnsupportedError(ValueError):
+    """An engine, or its model, has no such thing; the text names what it is asked for, and what would be valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue. `prompt_ids` and `max_tokens` together fit in the engine's `max_model_len`."""
+    """One prompt to continue. `prompt_ids` and `max_tokens` together fit in the engine's `max_model_len`.
+
+    `max_tokens` 0 is for `prompt_logprobs`: how many of the likeliest tokens are told with the log probability of each
+    token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked.
+    """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    prompt_logprobs: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,8 @@ class TokenDelta:
 
     The ids include an end token and the tokens of a stop string, which give no text. The last piece, and no other, has
     a `finish_reason`: `stop` at an end token or a stop string, `length` at `max_tokens`. `logprobs`: of each token, if
-    they were asked for. `num_cached`: how many tokens of the prompt did not have to be read again.
+    they were asked for. `num_cached`: how many tokens of the prompt did not have to be read again. `prompt_logprobs`:
+    in the first piece, if they were asked for, those of the prompt's tokens from the second on.
     """
 
     text: str
@@ -85,6 +96,24 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     num_cached: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine does now, and what it has done since it started.
+
+    `num_running` requests are worked on and `num_waiting` are not yet. `cache_usage`: the share of the room for keys
+    and values that requests under way take, 0 to 1. `num_prompt_tokens` counts what prompts had, `num_cached_tokens`
+    those of them that were not read again, and `num_generated_tokens` what was answered.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    cache_usage: float = 0.0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -93,6 +122,16 @@ class Engine(Protocol):
     @property
     def max_model_len(self) -> int:
         """The most tokens a prompt and its answer may have together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id of a token is below it."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, as Jinja."""
         ...
 
     def check_sampling(self, sampling: SamplingParams) -> None:
@@ -107,13 +146,26 @@ class Engine(Protocol):
         """What a token stands for in a text; nothing if it is a special one."""
         ...
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of `messages` (`role`, `content`), ready for the assistant's answer. Safe to call from any thread.
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Ids of `messages` (`role`, `content`, …), ready for the assistant's answer. Safe to call from any thread.
+
+        `tools`: what the assistant may call, as OpenAI describes it, for a template that takes them.
 
         Raises:
             ModelError: the model has no chat template.
             ValueError: the template refuses the messages; the text says why.
         """
+        ...
+
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a whole text, in which special tokens may be spelled out. Safe to call from any thread.
+
+        `add_special_tokens`: with those that the tokenizer puts around a text by itself.
+        """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids below `vocab_size`, special tokens spelled out. Safe to call from any thread."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
@@ -122,7 +174,21 @@ class Engine(Protocol):
         Raises:
             EngineError: generation failed.
             SamplingError: as `check_sampling`.
+            UnsupportedError: there is no such adapter, or no log probabilities of a prompt.
         """
+        ...
+
+    async def embed(self, prompt_ids: Sequence[int]) -> list[float]:
+        """The mean of the model's last hidden states over the tokens of a text. Cancelling the task stops the work.
+
+        Raises:
+            EngineError: it failed.
+            UnsupportedError: the engine gives no embeddings.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """What it does now. Quick, and safe to call from any thread."""
         ...
 
     async def check_health(self) -> None:

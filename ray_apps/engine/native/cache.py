@@ -137,6 +137,11 @@ class SlotCache(Cache):
         self._slot_layers = [SlotLayer(self) for _ in range(num_layers)]
         super().__init__(layers=[*self._slot_layers])
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all slots together have room for."""
+        return self.num_slots * self.max_len
+
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give slot `target` the first tokens of slot `source`."""
         for layer in self._slot_layers:

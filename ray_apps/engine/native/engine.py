@@ -1,6 +1,6 @@
 """The torch + transformers engine: one inference thread, and one batch that requests join and leave at any step.
 
-The event loop and the thread meet in two places: a queue of jobs, and each job's own queue of deltas. A request that is
+The event loop and the thread meet in two places: a queue of jobs, and each job's own queue of items. A request that is
 given up is noticed before the next forward pass.
 """
 
@@ -10,55 +10,41 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from data_prep.tokenizer import encode_prompt
-from ray_apps.engine.answer import Answer
 from ray_apps.engine.native.cache import Segment
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.grammar import Grammar, Grammars
+from ray_apps.engine.native.jobs import AnswerJob, EmbeddingJob, Item, Job, Outcome, Part
 from ray_apps.engine.native.loading import LoadedModel
-from ray_apps.engine.native.sampling import Choice, Sampler
 from ray_apps.engine.native.scheduler import PREFILL_TOKENS, Running, Scheduler, Turn
 from ray_apps.engine.protocol import (
     EngineError,
+    EngineStats,
     GenerationRequest,
     SamplingError,
     SamplingParams,
     TokenDelta,
+    UnsupportedError,
 )
+from ray_apps.engine.texts import Texts
 
 logger = logging.getLogger(__name__)
 
-Item = TokenDelta | EngineError
 
+@dataclass
+class _Counts:
+    """Tokens of prompts, those of them that were in the cache, and tokens of answers, since the start."""
 
-class _Job:
-    """A request under way."""
-
-    def __init__(
-        self,
-        request: GenerationRequest,
-        loaded: LoadedModel,
-        grammar: Grammar | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.loop = loop
-        self.deltas: asyncio.Queue[Item] = asyncio.Queue()
-        self.cancelled = threading.Event()
-        self.ids = list(request.prompt_ids)
-        self.num_cached = 0
-        self.sampler = Sampler(request.sampling, request.prompt_ids, loaded.model.device, grammar)
-        self.answer = Answer(
-            request.sampling,
-            loaded.vocabulary,
-            end_ids=loaded.end_ids,
-            model_stop=loaded.stop_strings,
-            strip_space=loaded.answer_opens_with_space,
-        )
+    read: int = 0
+    cached: int = 0
+    generated: int = 0
 
 
 class NativeEngine:
@@ -69,10 +55,12 @@ class NativeEngine:
 
     def __init__(self, loaded: LoadedModel, *, max_num_seqs: int = 16, prefill_tokens: int = PREFILL_TOKENS) -> None:
         self._loaded = loaded
+        self._texts = Texts(loaded.tokenizer)
+        self._counts = _Counts()
         num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
         self._model = SlotModel(loaded.model, num_slots, loaded.max_model_len)
-        self._scheduler: Scheduler[_Job] = Scheduler(num_slots, prefill_tokens)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._scheduler: Scheduler[Job] = Scheduler(num_slots, prefill_tokens)
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox = _Outbox()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -85,8 +73,8 @@ class NativeEngine:
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Return if there are such tokens, and such a schema can be followed."""
-        if unknown := [token for token, _ in sampling.logit_bias if not 0 <= token < self._vocabulary_size]:
-            raise SamplingError("logit_bias", f"{unknown[0]} is no token; valid: 0 to {self._vocabulary_size - 1}")
+        if unknown := [token for token, _ in sampling.logit_bias if not 0 <= token < self.vocab_size]:
+            raise SamplingError("logit_bias", f"{unknown[0]} is no token; valid: 0 to {self.vocab_size - 1}")
         self._grammar(sampling)
 
     def _grammar(self, sampling: SamplingParams) -> Grammar | None:
@@ -99,41 +87,79 @@ class NativeEngine:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._loaded.tokenizer, self._vocabulary_size, self._loaded.end_ids)
+        return Grammars(self._loaded.tokenizer, self.vocab_size, self._loaded.end_ids)
 
     @property
-    def _vocabulary_size(self) -> int:
+    def vocab_size(self) -> int:
         """Logits of the model; the tokenizer may know fewer tokens."""
         return int(self._loaded.model.config.get_text_config().vocab_size)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, as Jinja; of several, that for tools."""
+        tokenizer = self._loaded.tokenizer
+        return tokenizer.get_chat_template(tools=[{}]) if tokenizer.chat_template else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text; nothing if it is a special one."""
         pieces = self._loaded.vocabulary.pieces
         return pieces[token_id] if token_id < len(pieces) else b""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of `messages` by the model's own chat template."""
-        return encode_prompt(self._loaded.tokenizer, messages)
+        return encode_prompt(self._loaded.tokenizer, messages, tools)
+
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a whole text, in which special tokens may be spelled out."""
+        return self._texts.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out."""
+        return self._texts.decode(token_ids)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the answer to `request`, which joins those under way as soon as there is room."""
+        if request.adapter is not None:
+            raise UnsupportedError(f"there is no adapter {request.adapter!r}; the native engine has none")
         grammar = None
         if request.sampling.json_schema is not None:
             grammar = await asyncio.to_thread(self._grammar, request.sampling)
-        job = _Job(request, self._loaded, grammar, asyncio.get_running_loop())
+        async with aclosing(self._work_on(AnswerJob(request, self._loaded, grammar))) as items:
+            async for item in items:
+                assert isinstance(item, TokenDelta)
+                yield item
+                if item.finish_reason:
+                    return
+
+    async def embed(self, prompt_ids: Sequence[int]) -> list[float]:
+        """The mean of the last hidden states, read in chunks as prompts are."""
+        async with aclosing(self._work_on(EmbeddingJob(tuple(prompt_ids)))) as items:
+            mean = await anext(items)
+        assert isinstance(mean, list)
+        return mean
+
+    async def _work_on(self, job: Job) -> AsyncGenerator[Item, None]:
         self._jobs.put(job)
         # Asked afterwards: whatever is put before the thread refuses the waiting jobs is refused with them.
         await self.check_health()
         try:
             while True:
-                item = await job.deltas.get()
+                item = await job.items.get()
                 if isinstance(item, EngineError):
                     raise item
                 yield item
-                if item.finish_reason:
-                    return
         finally:
             job.cancelled.set()
+
+    def stats(self) -> EngineStats:
+        """What the inference thread does now."""
+        running = [*self._scheduler.running]
+        return EngineStats(
+            len(running),
+            len(self._scheduler.waiting) + self._jobs.qsize(),
+            sum(one.num_read for one in running) / self._model.cache.num_tokens,
+            *(self._counts.read, self._counts.cached, self._counts.generated),
+        )
 
     async def check_health(self) -> None:
         """Return if the inference thread lives."""
@@ -171,7 +197,7 @@ class NativeEngine:
             if job.cancelled.is_set():
                 self._scheduler.end(job)
 
-    def _all_jobs(self) -> list[_Job]:
+    def _all_jobs(self) -> list[Job]:
         return [*(running.owner for running in self._scheduler.running), *self._scheduler.waiting]
 
     def _step(self) -> None:
@@ -187,41 +213,48 @@ class NativeEngine:
             if isinstance(error, torch.AcceleratorError):
                 raise  # The device is lost for this process: end the thread, so that the replica is replaced.
 
-    def _fill(self, running: Running[_Job]) -> None:
+    def _fill(self, running: Running[Job]) -> None:
         """Put into a slot what it is to have of the prompt."""
         placement = running.placement
         running.owner.num_cached = placement.num_cached
+        self._counts.read += len(running.owner.ids)
+        self._counts.cached += placement.num_cached
         if placement.copied_from is not None:
             self._model.copy(placement.copied_from, placement.slot, placement.num_cached)
 
-    def _forward(self, turns: list[Turn[_Job]]) -> None:
+    def _forward(self, turns: list[Turn[Job]]) -> None:
         turns = sorted(turns, key=lambda turn: (turn.count > 1, turn.running.placement.slot))
-        segments, token_ids, chosen = [], [], []
+        segments: list[Segment] = []
+        token_ids: list[int] = []
+        chosen: list[int] = []
+        parts: list[tuple[Job, Part]] = []
         for turn in turns:
-            start = turn.running.num_read
+            job, start, first = turn.running.owner, turn.running.num_read, len(token_ids)
+            rows = [first - start + at for at in job.wanted(start, turn.count, is_last=turn.chooses)]
+            tokens, places = slice(first, first + turn.count), slice(len(chosen), len(chosen) + len(rows))
+            parts.append((job, Part(start, tokens, places, turn.chooses)))
             segments.append(Segment(turn.running.placement.slot, start, turn.count))
-            token_ids.extend(turn.running.owner.ids[start : start + turn.count])
-            if turn.chooses:
-                chosen.append(len(token_ids) - 1)
+            token_ids.extend(job.ids[start : start + turn.count])
+            chosen.extend(rows)
         logits = self._model.forward(segments, token_ids, chosen)
-        choosing = [turn.running.owner for turn in turns if turn.chooses]
         for turn in turns:
             self._scheduler.advance(turn)
-        likeliest = logits.argmax(dim=-1).tolist()
-        for job, row, token in zip(choosing, logits, likeliest, strict=True):
-            self._choose(job, row, token)
+        outcome = Outcome(logits, logits.argmax(dim=-1).tolist(), self._model.hidden)
+        for job, part in parts:
+            self._tell(job, part, outcome)
 
-    def _choose(self, job: _Job, logits: Tensor, likeliest: int) -> None:
-        """The next token of one request; what goes wrong with it is that request's alone."""
+    def _tell(self, job: Job, part: Part, outcome: Outcome) -> None:
+        """What a pass gave one job; what goes wrong with it is that job's alone."""
+        num_before = len(job.ids)
         try:
-            choice = Choice(likeliest) if job.sampler.takes_likeliest else job.sampler.choose(logits)
+            item = job.take(part, outcome)
         except ValueError as error:
             self._fail(job, error)
             return
-        job.ids.append(choice.token)
-        if delta := job.answer.push(choice.token, choice.logprob, num_cached=job.num_cached):
-            self._outbox.put(job, delta)
-        if job.answer.finished:
+        self._counts.generated += len(job.ids) - num_before
+        if item is not None:
+            self._outbox.put(job, item)
+        if job.finished:
             self._scheduler.end(job)
 
     def _fail_running(self, error: Exception) -> None:
@@ -230,7 +263,7 @@ class NativeEngine:
             self._fail(job, error)
         self._scheduler.slots.forget()
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         self._outbox.put(job, EngineError(f"generation failed: {type(error).__name__}"))
         self._scheduler.end(job)
 
@@ -244,9 +277,9 @@ class _Outbox:
     """Gathers what one pass has to tell, so that each event loop is woken once."""
 
     def __init__(self) -> None:
-        self._items: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Item]]] = defaultdict(list)
+        self._items: dict[asyncio.AbstractEventLoop, list[tuple[Job, Item]]] = defaultdict(list)
 
-    def put(self, job: _Job, item: Item) -> None:
+    def put(self, job: Job, item: Item) -> None:
         """To be delivered to the one who waits for the job."""
         self._items[job.loop].append((job, item))
 
@@ -261,6 +294,6 @@ class _Outbox:
         self._items.clear()
 
 
-def _hand_over(items: list[tuple[_Job, Item]]) -> None:
+def _hand_over(items: list[tuple[Job, Item]]) -> None:
     for job, item in items:
-        job.deltas.put_nowait(item)
+        job.items.put_nowait(item)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class SlotModel:
         register()
         model.set_attn_implementation(SLOTS)
         self._model = model
+        self._hidden: Tensor | None = None
+        model.get_decoder().register_forward_hook(self._keep_hidden)
         self.cache = SlotCache(model.config.num_hidden_layers, num_slots, max_len)
 
     @property
@@ -74,6 +77,15 @@ class SlotModel:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _keep_hidden(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._hidden = output[0]
+
+    @property
+    def hidden(self) -> Tensor:
+        """The last hidden states `[tokens, size]` of the pass before."""
+        assert self._hidden is not None
+        return self._hidden[0]
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, num_tokens: int) -> None:

@@ -111,10 +111,16 @@ def _holds_all(likeliest: Tensor, sampling: SamplingParams) -> bool:
 
 def logprob(logits: Tensor, token: int, num_likeliest: int) -> TokenLogprob:
     """Of `token`, and of the likeliest ones, in falling order."""
+    return logprobs_of(logits[None], [token], num_likeliest)[0]
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], num_likeliest: int) -> list[TokenLogprob]:
+    """Of each of `tokens` after its row of `logits` `[tokens, vocabulary]`, with those of the likeliest ones there."""
     logprobs = torch.log_softmax(logits, dim=-1)
-    values, ids = logprobs.topk(min(num_likeliest, len(logprobs)))
-    pairs = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token, float(logprobs[token]), pairs)
+    own = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(min(num_likeliest, logprobs.shape[-1]))
+    likeliest = (tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True))
+    return [TokenLogprob(*one) for one in zip(tokens, own, likeliest, strict=True)]
 
 
 def _changes_logits(sampling: SamplingParams) -> bool:

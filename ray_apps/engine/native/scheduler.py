@@ -19,6 +19,11 @@ class HasTokens(Protocol):
         """All of its tokens."""
         ...
 
+    @property
+    def reuses(self) -> bool:
+        """Whether what is in the cache already need not be read again for it."""
+        ...
+
 
 Owner = TypeVar("Owner", bound=HasTokens)
 
@@ -72,9 +77,12 @@ class Scheduler(Generic[Owner]):
 
     def place_waiting(self) -> Iterator[Running[Owner]]:
         """Give slots to those who wait, in the order they came; yields each that got one."""
-        while self.waiting and (placement := self.slots.place(self.waiting[0].ids)):
+        while self.waiting and (placement := self._place(self.waiting[0])):
             self.running.append(Running(self.waiting.popleft(), placement))
             yield self.running[-1]
+
+    def _place(self, owner: Owner) -> Placement | None:
+        return self.slots.place(owner.ids, reuse=owner.reuses)
 
     def next_turns(self) -> list[Turn[Owner]]:
         """Whose tokens go through the model next, and how many."""

@@ -42,18 +42,23 @@ class SlotTable:
         """Slots that a prompt can get."""
         return sum(not slot.is_busy for slot in self._slots)
 
-    def place(self, prompt_ids: Sequence[int]) -> Placement | None:
-        """Take a slot for a prompt; None while all are busy. At least the last token is left to be read."""
+    def place(self, prompt_ids: Sequence[int], *, reuse: bool = True) -> Placement | None:
+        """Take a slot for a prompt; None while all are busy. At least the last token is left to be read.
+
+        Without `reuse` all of it is.
+        """
         free = [slot for slot in self._slots if not slot.is_busy]
         if not free:
             return None
+        oldest = min(free, key=lambda slot: (slot.used_at, slot.number))
+        if not reuse:
+            return self._take(oldest, [], None)
         prompt = list(prompt_ids[:-1])
         common = {slot.number: common_prefix(prompt, slot.tokens) for slot in self._slots}
         best = max(self._slots, key=lambda slot: (common[slot.number], not slot.is_busy))
         num_cached = common[best.number]
         if not best.is_busy and num_cached and 2 * num_cached >= len(best.tokens):
             return self._take(best, prompt[:num_cached], None)
-        oldest = min(free, key=lambda slot: (slot.used_at, slot.number))
         if oldest is best or num_cached < LEAST_COPIED:
             return self._take(oldest, prompt[: common[oldest.number]], None)
         return self._take(oldest, prompt[:num_cached], best.number)

@@ -1,10 +1,11 @@
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from ray_apps.engine.fake import FakeEngine
-from ray_apps.engine.protocol import Engine, EngineError, GenerationRequest, SamplingParams
+from ray_apps.engine.protocol import Engine, EngineError, GenerationRequest, SamplingParams, UnsupportedError
 
 
 def request(engine: Engine, text: str, max_tokens: int = 99) -> GenerationRequest:
@@ -52,3 +53,24 @@ async def test_after_shutdown_it_refuses() -> None:
         await engine.check_health()
     with pytest.raises(EngineError):
         await anext(engine.generate(request(engine, "abc")))
+
+
+async def test_a_prompt_that_is_no_chat_is_echoed_whole_and_is_sure_to_come() -> None:
+    engine = FakeEngine()
+    prompt = tuple(engine.encode_text("né"))
+    asked = GenerationRequest("id", prompt, SamplingParams(max_tokens=9), prompt_logprobs=1)
+    told = [delta async for delta in engine.generate(asked)]
+    assert "".join(delta.text for delta in told) == "né" == engine.decode(prompt)
+    assert [one.token_id for one in told[0].prompt_logprobs] == list(prompt[1:])
+    assert not any(delta.prompt_logprobs for delta in told[1:])
+    nothing = [delta async for delta in engine.generate(replace(asked, sampling=SamplingParams(max_tokens=0)))]
+    assert [(delta.text, delta.finish_reason) for delta in nothing] == [("", "length")]
+    assert engine.stats().num_prompt_tokens == 2 * len(prompt)
+
+
+async def test_it_has_the_adapters_that_it_is_told() -> None:
+    engine = FakeEngine(adapters=["a"])
+    asked = replace(request(engine, "x"), adapter="a")
+    assert [delta.text async for delta in engine.generate(asked)] == ["x", ""]
+    with pytest.raises(UnsupportedError, match="no adapter 'b'; valid: a"):
+        await anext(engine.generate(replace(asked, adapter="b")))

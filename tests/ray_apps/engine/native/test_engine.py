@@ -4,7 +4,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.loading import LoadedModel, load_model
-from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingParams, TokenDelta
+from ray_apps.engine.protocol import (
+    EngineError,
+    EngineStats,
+    GenerationRequest,
+    SamplingParams,
+    TokenDelta,
+    UnsupportedError,
+)
 from tests import tiny
 
 CHAT = [{"role": "user", "content": "Who are you? 🙂"}]
@@ -314,3 +321,82 @@ def test_there_are_as_many_places_as_memory_has_room_for(loaded: LoadedModel, mo
     assert fitting_slots(loaded.model, 16, 100) == 10
     with pytest.raises(ConfigError, match=r"args\.max_model_len: 1001 tokens take .* valid here: up to 1000"):
         fitting_slots(loaded.model, 16, 1001)
+
+
+async def score(engine: NativeEngine, prompt: tuple[int, ...], max_tokens: int = 0) -> TokenDelta:
+    """The first delta of an answer to `prompt`, whose own tokens are scored with the two likeliest beside each."""
+    request = GenerationRequest("id", prompt, SamplingParams(max_tokens, temperature=0), prompt_logprobs=2)
+    return (await answer(engine, request))[0]
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, prompt: tuple[int, ...]) -> Any:
+    return model(torch.tensor([prompt]), output_hidden_states=True)
+
+
+PROMPT = tuple((7 * index) % 400 + 20 for index in range(90))
+
+
+@pytest.mark.parametrize("prefill_tokens", [7, 256])
+async def test_a_prompt_is_scored_as_transformers_would_though_it_was_read_before(
+    loaded: LoadedModel, transformers_model: PreTrainedModel, prefill_tokens: int
+) -> None:
+    expected = read(transformers_model, PROMPT).logits[0].log_softmax(dim=-1)
+    engine = NativeEngine(loaded, max_num_seqs=2, prefill_tokens=prefill_tokens)
+    try:
+        await answer(engine, greedy(PROMPT, 3))
+        for delta in [await score(engine, PROMPT), await score(engine, PROMPT, max_tokens=2)]:
+            scored = delta.prompt_logprobs
+            assert tuple(one.token_id for one in scored) == PROMPT[1:]
+            for position, one in enumerate(scored):
+                assert one.logprob == pytest.approx(float(expected[position, one.token_id]), abs=1e-4)
+                assert one.likeliest[0][1] == pytest.approx(float(expected[position].max()), abs=1e-4)
+                assert len(one.likeliest) == 2
+        assert (delta.num_cached, engine.stats().num_cached_tokens) == (0, 0)
+        only = await score(engine, PROMPT)
+        assert (only.token_ids, only.text, only.finish_reason) == ((), "", "length")
+    finally:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize("prefill_tokens", [7, 256])
+async def test_an_embedding_is_the_mean_of_the_last_hidden_states(
+    loaded: LoadedModel, transformers_model: PreTrainedModel, prefill_tokens: int
+) -> None:
+    engine = NativeEngine(loaded, max_num_seqs=2, prefill_tokens=prefill_tokens)
+    prompts = [PROMPT, PROMPT[:1], PROMPT[:30]]
+    try:
+        told, *found = await asyncio.gather(
+            answer(engine, greedy(PROMPT, 20)), *(engine.embed(prompt) for prompt in prompts)
+        )
+    finally:
+        engine.shutdown()
+    assert ids(told) == plain(transformers_model, PROMPT, 20)
+    for prompt, mean in zip(prompts, found, strict=True):
+        output = read(transformers_model, prompt)
+        torch.testing.assert_close(torch.tensor(mean), output.hidden_states[-1][0].mean(dim=0), atol=1e-4, rtol=1e-4)
+
+
+async def test_it_says_what_it_does(engine: NativeEngine) -> None:
+    assert engine.stats() == EngineStats()
+    asked = request(engine, max_tokens=400, logit_bias=((1, -100.0),))
+    async with aclosing(engine.generate(asked)) as deltas:
+        await anext(deltas)
+        stats = engine.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_prompt_tokens) == (1, 0, len(asked.prompt_ids))
+        assert 0 < stats.cache_usage < 1
+        assert stats.num_generated_tokens > 0
+    await answer(engine, request(engine, max_tokens=1))
+    assert engine.stats().num_cached_tokens > 0
+
+
+async def test_texts_go_to_ids_and_back(engine: NativeEngine) -> None:
+    text = "Who are you? 🙂 你好<|im_end|>"
+    assert engine.decode(engine.encode_text(text)) == text
+    assert engine.encode_text(text)[-1] == 1
+
+
+async def test_an_adapter_is_refused_by_name(engine: NativeEngine) -> None:
+    asked = replace(request(engine), adapter="pirate")
+    with pytest.raises(UnsupportedError, match="'pirate'"):
+        await answer(engine, asked)

@@ -10,6 +10,7 @@ from ray_apps.engine.native.scheduler import Scheduler
 class Asked:
     ids: list[int]
     left: int = 1
+    reuses: bool = True
 
 
 def scheduler(num_slots: int, *owners: Asked, prefill_tokens: int = 10) -> Scheduler[Asked]:

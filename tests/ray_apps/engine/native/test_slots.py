@@ -76,3 +76,16 @@ def test_what_is_forgotten_is_not_found() -> None:
     table = filled(2, list(range(50)))
     table.forget()
     assert table.place(list(range(60))) == Placement(1, 0)
+
+
+def test_a_prompt_that_reuses_nothing_is_read_whole() -> None:
+    table = SlotTable(2)
+    first = table.place([1, 2, 3])
+    assert first is not None
+    table.extend(first.slot, [1, 2, 3])
+    table.release(first.slot)
+    again = table.place([1, 2, 3], reuse=False)
+    assert again is not None
+    assert (again.num_cached, again.copied_from) == (0, None)
+    assert table.place([1, 2, 3, 4], reuse=True) is not None
+    assert table.place([1], reuse=False) is None
