@@ -67,6 +67,29 @@ def overloaded() -> ApiError:
     return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=1))
 
 
+def unauthorized(message: str) -> ApiError:
+    """401: whoever asks may not."""
+    return ApiError(Failure(401, message, "invalid_request_error", "invalid_api_key"))
+
+
+def body_too_large(max_bytes: int) -> ApiError:
+    """413: the body is longer than any may be."""
+    message = f"The body is larger than {max_bytes} bytes, the most this server takes."
+    return ApiError(Failure(413, message, "invalid_request_error", "request_too_large"))
+
+
+def body_too_slow(timeout_s: float) -> ApiError:
+    """408: the body was not there in time."""
+    message = f"The body did not arrive within {timeout_s:g} seconds."
+    return ApiError(Failure(408, message, "invalid_request_error", "request_timeout"))
+
+
+def rate_limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
+    """429: a key has used up its minute. `kind`: requests or tokens."""
+    message = f"Rate limit reached: {per_minute} {kind} per minute; try again in {retry_after_s} s."
+    return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=retry_after_s))
+
+
 def generation_failed() -> ApiError:
     """500: what happened is in the server's log, and is not the client's to read."""
     return ApiError(Failure(500, "The answer could not be generated.", "server_error", "internal_error"))
@@ -95,6 +118,8 @@ def error_json(failure: Failure) -> str:
 def error_response(failure: Failure) -> Response:
     """The whole HTTP response."""
     headers = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}
+    if failure.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(error_json(failure), failure.status, headers, media_type="application/json")
 
 
