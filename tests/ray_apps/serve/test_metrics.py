@@ -1,0 +1,98 @@
+from collections import Counter as Tally
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ray_apps.engine.protocol import EngineStats
+from ray_apps.serve.metrics import ENGINE_METRICS, REQUEST_METRICS, EngineMetrics, RequestMetrics
+from ray_apps.serve.record import RequestRecord
+
+
+@dataclass
+class Meter:
+    name: str
+    tag_keys: tuple[str, ...]
+    values: list[tuple[float, dict[str, str]]] = field(default_factory=list)
+
+    def record(self, value: float, tags: dict[str, str]) -> None:
+        assert tuple(tags) == self.tag_keys
+        self.values.append((value, tags))
+
+    inc = observe = set = record
+
+
+class Library:
+    """Has the constructors of Ray's, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.meters: dict[str, Meter] = {}
+
+    def Counter(self, name: str, *, description: str, tag_keys: tuple[str, ...]) -> Meter:
+        assert description
+        return self.meters.setdefault(name, Meter(name, tag_keys))
+
+    Gauge = Counter
+
+    def Histogram(self, name: str, *, description: str, tag_keys: tuple[str, ...], boundaries: list[float]) -> Meter:
+        assert boundaries == sorted(set(boundaries))
+        assert boundaries[0] > 0
+        return self.Counter(name, description=description, tag_keys=tag_keys)
+
+    def told(self, name: str) -> list[Any]:
+        return [value for value, _ in self.meters[name].values]
+
+
+def record(**fields: Any) -> RequestRecord:
+    made = RequestRecord(model="m", status=200, first_token_s=0.5, finish_reasons=["stop", "length"])
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_request_is_told_once_it_is_over() -> None:
+    library = Library()
+    metrics = RequestMetrics(library)
+    metrics.first_piece("m", 0.5, 0.1)
+    metrics.next_piece("m", 0.02)
+    metrics.ended(record(num_prompt_tokens=7, num_cached_tokens=3, num_completion_tokens=5))
+    assert library.told("vllm_time_to_first_token_seconds") == [0.5]
+    assert library.told("vllm_request_queue_time_seconds") == [0.1]
+    assert library.told("vllm_inter_token_latency_seconds") == [0.02]
+    assert library.told("vllm_prompt_tokens") == library.told("vllm_prefix_cache_queries") == [7]
+    assert library.told("vllm_prefix_cache_hits") == [3]
+    assert library.told("vllm_generation_tokens") == [5]
+    reasons = Tally(tags["finished_reason"] for _, tags in library.meters["vllm_request_success"].values)
+    assert reasons == {"stop": 1, "length": 1}
+    (latency,) = library.told("vllm_e2e_request_latency_seconds")
+    (per_token,) = library.told("vllm_request_time_per_output_token_seconds")
+    assert per_token == pytest.approx((latency - 0.5) / 4, abs=1e-3)
+
+
+def test_a_request_that_no_model_answered_counts_by_its_status_alone() -> None:
+    library = Library()
+    metrics = RequestMetrics(library)
+    metrics.ended(RequestRecord(status=401))
+    metrics.ended(record(status=None, first_token_s=None))
+    statuses = [tags for _, tags in library.meters["vicuna_http_requests"].values]
+    assert statuses == [{"status": "401"}, {"status": "abandoned"}]
+    assert not library.told("vllm_request_success")
+
+
+def test_an_engine_shows_what_it_does() -> None:
+    library = Library()
+    metrics = EngineMetrics(library)
+    metrics.show("m", EngineStats(num_running=2, num_waiting=1, cache_usage=0.25))
+    told = {name: library.told(name) for name in library.meters}
+    assert told == {
+        "vllm_num_requests_running": [2],
+        "vllm_num_requests_waiting": [1],
+        "vllm_kv_cache_usage_perc": [0.25],
+    }
+
+
+def test_every_name_is_there_once() -> None:
+    names = [name for metric in REQUEST_METRICS + ENGINE_METRICS for name in metric.exported_names]
+    assert len(set(names)) == len(names)
+    assert "ray_vllm_prompt_tokens_total" in names
+    assert "ray_vllm_time_to_first_token_seconds_bucket" in names
