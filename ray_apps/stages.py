@@ -173,8 +173,8 @@ def serve_until_interrupted(file: ServeFile) -> None:
             shown.update(0, text="starting")
             url = endpoint.enter_context(serving(file))
             shown.finish(url)
-        name = file.application.args.served_name
-        console.print(f"Model [bold]{name}[/bold] answers at {url}/v1 until Ctrl-C.", soft_wrap=True)
+        names = ", ".join(model.served_name for model in file.application.args.all_models)
+        console.print(f"[bold]{names}[/bold] at {url}/v1 until Ctrl-C.", soft_wrap=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         console.print("Stopping: answers under way are finished.")

@@ -1,7 +1,9 @@
 """Choosing and building an engine. Nothing heavy is imported before it is chosen."""
 
+from collections.abc import Mapping
 from typing import Literal
 
+from data_prep.errors import ConfigError
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import Engine
 from ray_apps.machine import usable_cpus
@@ -20,18 +22,22 @@ def build_engine(
     max_model_len: int | None = None,
     num_threads: int | None = None,
     max_num_seqs: int = 16,
+    adapters: Mapping[str, str] | None = None,
 ) -> Engine:
     """Build the engine called `name` for `model`; `auto` is the native one.
 
     `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
-    means every core. `max_num_seqs`: requests worked on at a time; further ones wait. The fake engine takes no model.
+    means every core. `max_num_seqs`: requests worked on at a time; further ones wait. `adapters`: directories by the
+    names under which the model is asked through them. The fake engine takes no model, and any adapter.
 
     Raises:
         ModelError: the model cannot be used.
         ConfigError: it cannot be used in this way; the message names the field.
     """
     if name == "fake":
-        return FakeEngine() if max_model_len is None else FakeEngine(max_model_len=max_model_len)
+        return FakeEngine(max_model_len=max_model_len or 4096, adapters=adapters or ())
+    if adapters:
+        raise ConfigError(f"args.adapters: {', '.join(adapters)} cannot be served; the native engine has no adapters")
     import torch
 
     from ray_apps.engine.native.engine import NativeEngine

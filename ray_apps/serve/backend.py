@@ -1,106 +1,90 @@
-"""Between the API and an engine: a chat goes in, pieces of the answer come out.
-
-The API asks a `ChatBackend`. `EngineBackend` is one on an engine in the same process; the deployments put a process
-boundary between the two, which only plain data crosses.
-"""
+"""A `Backend` on an engine in the same process."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 from data_prep.errors import ModelError
 from ray_apps.engine.protocol import (
     Engine,
     EngineError,
-    FinishReason,
     GenerationRequest,
     SamplingError,
-    SamplingParams,
     TokenDelta,
     TokenLogprob,
+    UnsupportedError,
 )
-from ray_apps.serve.errors import bad_request, context_length_exceeded, generation_failed
-
-
-@dataclass(frozen=True, slots=True)
-class ChatJob:
-    """One chat to answer, `num_answers` times. `max_tokens` None: each as long as the context allows.
-
-    `sampling` holds the rest; its own `max_tokens` is not looked at.
-    """
-
-    request_id: str
-    messages: tuple[dict[str, str], ...]
-    max_tokens: int | None = None
-    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=0))
-    num_answers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """The bytes of a token of an answer and its log probability, with those that were likeliest in its place."""
-
-    token: bytes
-    logprob: float
-    likeliest: tuple["ScoredToken", ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
-    """The next piece of answer `index`, and the tokens read and written so far, those of other answers included."""
-
-    text: str
-    num_prompt_tokens: int
-    num_completion_tokens: int
-    finish_reason: FinishReason | None = None
-    index: int = 0
-    logprobs: tuple[ScoredToken, ...] = ()
-    num_cached_tokens: int = 0
-
-
-class ChatBackend(Protocol):
-    """Whatever answers chats."""
-
-    def chat(self, job: ChatJob) -> AsyncGenerator[ChatDelta, None]:
-        """Yield the answers piece by piece; closing the generator stops the work.
-
-        Raises:
-            ApiError: before the first piece or after any.
-        """
-        ...
-
-    async def is_ready(self) -> bool:
-        """Whether a chat can be answered now."""
-        ...
+from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed
+from ray_apps.serve.jobs import (
+    ChatPrompt,
+    Delta,
+    EmbeddingJob,
+    Embeddings,
+    Job,
+    Prompt,
+    ScoredToken,
+    TextPrompt,
+    TokenizeJob,
+    Tokens,
+)
 
 
 class EngineBackend:
-    """Answers chats with an engine."""
+    """Does jobs with an engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def chat(self, job: ChatJob) -> AsyncGenerator[ChatDelta, None]:
+    async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
         # Encoding a long chat takes a while, as a grammar does; other answers go on meanwhile.
-        prompt_ids = tuple(await asyncio.to_thread(self._encode, job))
-        budget = answer_budget(len(prompt_ids), job.max_tokens, self._engine.max_model_len)
-        answers = [
-            self._engine.generate(GenerationRequest(f"{job.request_id}-{index}", prompt_ids, sampling))
-            for index, sampling in enumerate(_samplings(replace(job.sampling, max_tokens=budget), job.num_answers))
-        ]
-        num_tokens = 0
+        prompts = await asyncio.to_thread(self._prepare, job)
+        answers = [self._engine.generate(request) for request in self._requests(job, prompts)]
+        num_prompt, num_completion, num_cached = sum(map(len, prompts)), 0, 0
+        begun: set[int] = set()
         try:
             async with aclosing(merged(answers)) as deltas:
                 async for index, delta in deltas:
-                    num_tokens += len(delta.token_ids)
-                    logprobs = tuple(self._score(one) for one in delta.logprobs)
-                    counts = (len(prompt_ids), num_tokens)
-                    yield ChatDelta(delta.text, *counts, delta.finish_reason, index, logprobs, delta.num_cached)
-        except EngineError:
-            raise generation_failed() from None
+                    text, logprobs = delta.text, [self._score(one) for one in delta.logprobs]
+                    number, answer = divmod(index, job.num_answers)
+                    if index not in begun:
+                        begun.add(index)
+                        num_cached += 0 if answer else delta.num_cached
+                        if job.echo:
+                            text = self._text(job.prompts[number], prompts[number]) + text
+                            logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
+                    num_completion += len(delta.token_ids)
+                    counts = (num_prompt, num_completion)
+                    yield Delta(text, *counts, delta.finish_reason, index, tuple(logprobs), num_cached)
+        except (EngineError, UnsupportedError) as error:
+            raise _api_error(error, "model") from None
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings:
+        """Embed the texts, side by side with whatever else the engine does."""
+        if job.adapter is not None:
+            raise bad_request("model: embeddings are those of the model without an adapter", param="model")
+        prompts = await asyncio.to_thread(lambda: [self._encode(prompt, job.param) for prompt in job.prompts])
+        for prompt_ids in prompts:
+            if len(prompt_ids) > self._engine.max_model_len:
+                raise context_length_exceeded(len(prompt_ids), 0, self._engine.max_model_len, param=job.param)
+        try:
+            means = await _gather(self._engine.embed(prompt_ids) for prompt_ids in prompts)
+        except (EngineError, UnsupportedError) as error:
+            raise _api_error(error, "model") from None
+        return Embeddings(tuple(map(_unit, means)), sum(map(len, prompts)))
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens:
+        """The ids of the prompt."""
+        token_ids = await asyncio.to_thread(self._encode, job.prompt, job.param, may_be_empty=True)
+        return Tokens(token_ids, self._engine.max_model_len)
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of ids."""
+        self._check_ids(token_ids, "tokens")
+        return await asyncio.to_thread(self._engine.decode, token_ids)
 
     async def is_ready(self) -> bool:
         """Whether the engine is healthy."""
@@ -110,14 +94,60 @@ class EngineBackend:
             return False
         return True
 
-    def _encode(self, job: ChatJob) -> list[int]:
+    def _prepare(self, job: Job) -> list[tuple[int, ...]]:
+        """The prompts in ids, once it is sure that the answers can be sampled as asked."""
         try:
             self._engine.check_sampling(job.sampling)
-            return self._engine.encode_chat(job.messages)
         except SamplingError as error:
             raise bad_request(f"{error.param}: {error}", param=error.param) from None
+        return [self._encode(prompt, job.param) for prompt in job.prompts]
+
+    def _requests(self, job: Job, prompts: list[tuple[int, ...]]) -> Iterable[GenerationRequest]:
+        """One for each answer: with a seed, different answers that are the same the next time."""
+        seed, limit = job.sampling.seed, self._engine.max_model_len
+        for number, prompt_ids in enumerate(prompts):
+            budget = answer_budget(len(prompt_ids), job.max_tokens, limit, param=job.param)
+            for answer in range(job.num_answers):
+                sampling = replace(
+                    job.sampling, max_tokens=budget, seed=None if seed is None else _wrapped(seed + answer)
+                )
+                yield GenerationRequest(
+                    f"{job.request_id}-{number * job.num_answers + answer}",
+                    prompt_ids,
+                    sampling,
+                    prompt_logprobs=job.sampling.logprobs if job.echo else None,
+                    adapter=job.adapter,
+                )
+
+    def _encode(self, prompt: Prompt, param: str, *, may_be_empty: bool = False) -> tuple[int, ...]:
+        try:
+            match prompt:
+                case ChatPrompt():
+                    token_ids = self._engine.encode_chat(prompt.messages, prompt.tools)
+                case TextPrompt():
+                    token_ids = self._engine.encode_text(prompt.text, add_special_tokens=prompt.add_special_tokens)
+                case _:
+                    self._check_ids(prompt, param)
+                    token_ids = [*prompt]
         except (ModelError, ValueError) as error:
-            raise bad_request(str(error), param="messages") from None
+            raise bad_request(str(error), param=param) from None
+        if not token_ids and not may_be_empty:
+            raise bad_request(f"{param}: has no tokens; at least one is needed", param=param)
+        return tuple(token_ids)
+
+    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
+        size = self._engine.vocab_size
+        if unknown := [token for token in token_ids if not 0 <= token < size]:
+            raise bad_request(f"{param}: {unknown[0]} is no token; valid: 0 to {size - 1}", param=param)
+
+    def _text(self, prompt: Prompt, prompt_ids: tuple[int, ...]) -> str:
+        return prompt.text if isinstance(prompt, TextPrompt) else self._engine.decode(prompt_ids)
+
+    def _score_prompt(self, job: Job, prompt_ids: tuple[int, ...], delta: TokenDelta) -> list[ScoredToken]:
+        if job.sampling.logprobs is None:
+            return []
+        first = ScoredToken(self._engine.token_bytes(prompt_ids[0]), None)
+        return [first, *map(self._score, delta.prompt_logprobs)]
 
     def _score(self, one: TokenLogprob) -> ScoredToken:
         piece = self._engine.token_bytes
@@ -125,11 +155,25 @@ class EngineBackend:
         return ScoredToken(piece(one.token_id), one.logprob, likeliest)
 
 
-def _samplings(sampling: SamplingParams, num_answers: int) -> list[SamplingParams]:
-    """Those of each answer: with a seed, different answers that are the same the next time."""
-    if sampling.seed is None:
-        return [sampling] * num_answers
-    return [replace(sampling, seed=_wrapped(sampling.seed + index)) for index in range(num_answers)]
+def _api_error(error: Exception, param: str) -> ApiError:
+    """What a client is told: why the engine will not, but not why it failed."""
+    return generation_failed() if isinstance(error, EngineError) else bad_request(f"{param}: {error}", param=param)
+
+
+def _unit(vector: list[float]) -> tuple[float, ...]:
+    """A vector of length 1 in the same direction, as FastChat and OpenAI give them."""
+    length = math.hypot(*vector)
+    return tuple(value / length for value in vector) if length else tuple(vector)
+
+
+async def _gather(jobs: Iterable[Coroutine[Any, Any, list[float]]]) -> list[list[float]]:
+    """All results; none goes on when one fails."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _wrapped(seed: int) -> int:
@@ -171,13 +215,13 @@ async def merged(answers: list[AsyncGenerator[TokenDelta, None]]) -> AsyncGenera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def answer_budget(num_prompt: int, wanted: int | None, limit: int) -> int:
+def answer_budget(num_prompt: int, wanted: int | None, limit: int, *, param: str = "messages") -> int:
     """How many tokens the answer may have, with a prompt of `num_prompt` and at most `limit` in all.
 
     Raises:
         ApiError: they do not fit.
     """
     room = limit - num_prompt
-    if room < 1 or (wanted or 0) > room:
-        raise context_length_exceeded(num_prompt, wanted or 0, limit)
-    return wanted or room
+    if room < (1 if wanted is None else wanted):
+        raise context_length_exceeded(num_prompt, wanted or 0, limit, param=param)
+    return room if wanted is None else wanted

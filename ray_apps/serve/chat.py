@@ -9,8 +9,8 @@ from itertools import chain
 from typing import TypeVar
 
 from ray_apps.engine.protocol import SamplingParams
-from ray_apps.serve.backend import ChatDelta, ChatJob, ScoredToken
 from ray_apps.serve.errors import generation_failed
+from ray_apps.serve.jobs import ChatPrompt, Delta, Job, ScoredToken
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.protocol.chat_response import (
     AssistantMessage,
@@ -25,7 +25,7 @@ from ray_apps.serve.protocol.chat_response import (
     Usage,
 )
 
-Deltas = AsyncGenerator[ChatDelta, None]
+Deltas = AsyncGenerator[Delta, None]
 Number = TypeVar("Number", int, float)
 
 
@@ -38,7 +38,7 @@ class Header:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-def make_job(request: ChatCompletionRequest, request_id: str) -> ChatJob:
+def make_job(request: ChatCompletionRequest, request_id: str, adapter: str | None = None) -> Job:
     """What the request asks the backend to do."""
     sampling = SamplingParams(
         max_tokens=0,
@@ -56,8 +56,8 @@ def make_job(request: ChatCompletionRequest, request_id: str) -> ChatJob:
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         json_schema=None if request.response_format is None else request.response_format.schema_text,
     )
-    messages = tuple(message.to_template() for message in request.messages)
-    return ChatJob(request_id, messages, request.answer_limit, sampling, _or(request.n, 1))
+    prompt = ChatPrompt(tuple(message.to_template() for message in request.messages))
+    return Job(request_id, (prompt,), request.answer_limit, sampling, _or(request.n, 1), adapter=adapter)
 
 
 def _or(value: Number | None, default: Number) -> Number:
@@ -66,7 +66,7 @@ def _or(value: Number | None, default: Number) -> Number:
 
 async def complete(header: Header, deltas: Deltas, num_answers: int = 1) -> ChatCompletion:
     """Wait for the whole of all answers."""
-    pieces: list[list[ChatDelta]] = [[] for _ in range(num_answers)]
+    pieces: list[list[Delta]] = [[] for _ in range(num_answers)]
     num_left = num_answers
     async with aclosing(deltas):
         async for delta in deltas:
@@ -74,11 +74,11 @@ async def complete(header: Header, deltas: Deltas, num_answers: int = 1) -> Chat
             num_left -= bool(delta.finish_reason)
             if not num_left:
                 choices = [_choice(index, answer) for index, answer in enumerate(pieces)]
-                return ChatCompletion(**vars(header), choices=choices, usage=_usage(delta, pieces[0][0]))
+                return ChatCompletion(**vars(header), choices=choices, usage=_usage(delta))
     raise generation_failed()  # A backend that stops without a reason has lost its answer.
 
 
-def _choice(index: int, answer: list[ChatDelta]) -> Choice:
+def _choice(index: int, answer: list[Delta]) -> Choice:
     reason = answer[-1].finish_reason
     assert reason is not None
     content = "".join(delta.text for delta in answer)
@@ -97,7 +97,7 @@ async def start_chunks(
 
 
 async def _chunks(
-    header: Header, first: ChatDelta, deltas: Deltas, *, include_usage: bool, num_answers: int
+    header: Header, first: Delta, deltas: Deltas, *, include_usage: bool, num_answers: int
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     for index in range(num_answers):
         yield _chunk(header, ChunkChoice(index=index, delta={"role": "assistant", "content": ""}))
@@ -115,10 +115,10 @@ async def _chunks(
                 break
             delta = await _next(deltas)
     if include_usage:
-        yield ChatCompletionChunk(**vars(header), choices=[], usage=_usage(delta, first))
+        yield ChatCompletionChunk(**vars(header), choices=[], usage=_usage(delta))
 
 
-async def _next(deltas: Deltas) -> ChatDelta:
+async def _next(deltas: Deltas) -> Delta:
     try:
         return await anext(deltas)
     except StopAsyncIteration:
@@ -145,10 +145,10 @@ def _token(one: ScoredToken) -> dict[str, object]:
     return {"token": one.token.decode(errors="replace"), "bytes": list(one.token), "logprob": one.logprob}
 
 
-def _usage(last: ChatDelta, first: ChatDelta) -> Usage:
+def _usage(last: Delta) -> Usage:
     return Usage(
         prompt_tokens=last.num_prompt_tokens,
         completion_tokens=last.num_completion_tokens,
         total_tokens=last.num_prompt_tokens + last.num_completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=first.num_cached_tokens),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=last.num_cached_tokens),
     )

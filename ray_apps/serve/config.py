@@ -1,9 +1,11 @@
-"""The settings of one served model: the `args` of an application in a Serve config file."""
+"""What is served: the `args` of an application in a Serve config file."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_prep.config import Settings
 from data_prep.errors import ModelError
@@ -11,6 +13,9 @@ from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import Device, Dtype, EngineName
 
 DEMO_MODEL = "artifacts/demo/model"
+
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Autoscaling(Settings):
@@ -32,13 +37,17 @@ class Autoscaling(Settings):
         return value
 
 
-class ServeArgs(Settings):
-    """What is served, on what, and how much of it. `auto` chooses by what there is."""
+class ModelArgs(Settings):
+    """One model: which, on what, and how much of it. `auto` chooses by what there is."""
 
     model: str = Field(DEMO_MODEL, min_length=1)
     """A directory, an `s3://` path or a hub id."""
     model_name: str | None = Field(None, min_length=1)
     """What clients call it; by default the last part of `model`."""
+    aliases: list[Name] = Field(default=[])
+    """Other names for it."""
+    adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default={})
+    """LoRA adapters of the model: a directory for each name under which clients ask the model through it."""
     engine: EngineName = "auto"
     """What generates. `fake` needs no model and echoes."""
     device: Device = "auto"
@@ -76,6 +85,17 @@ class ServeArgs(Settings):
             raise ValueError("cannot be set together with num_replicas")
         return value
 
+    @model_validator(mode="after")
+    def _has_each_name_once(self) -> Self:
+        if twice := _repeated(self.names):
+            raise ValueError(f"aliases: {twice!r} names two things: model_name, aliases and adapters must all differ")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """All names that clients may put into `model`, its own first."""
+        return [self.served_name, *self.aliases, *self.adapters]
+
     @property
     def served_name(self) -> str:
         """What clients put into `model`."""
@@ -87,7 +107,59 @@ class ServeArgs(Settings):
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas or 1
 
 
-def resolve_model(args: ServeArgs) -> ServeArgs:
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+class ServeArgs(ModelArgs):
+    """What an application serves: the one model of these fields, or several."""
+
+    models: list[ModelArgs] = Field(default=[])
+    """Several models, each with the fields of one; those fields are not set beside it then."""
+
+    @field_validator("models")
+    @classmethod
+    def _all_names_differ(cls, value: list[ModelArgs]) -> list[ModelArgs]:
+        owners: dict[str, int] = {}
+        for number, model in enumerate(value):
+            for name in model.names:
+                if name in owners:
+                    raise ValueError(f"{name!r} names both models.{owners[name]} and models.{number}")
+                owners[name] = number
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_model_or_several(self) -> Self:
+        beside = sorted(self.model_fields_set & ModelArgs.model_fields.keys())
+        if self.models and beside:
+            raise ValueError(f"{beside[0]}: cannot be set beside models; set it in each of them")
+        return self
+
+    @property
+    def all_models(self) -> list[ModelArgs]:
+        """The models, the first one first."""
+        fields = self.model_dump(include={*ModelArgs.model_fields}, exclude_unset=True)
+        return self.models or [ModelArgs.model_validate(fields)]
+
+    def with_models(self, models: Sequence[ModelArgs]) -> Self:
+        """These settings with other `models`, as many as there are."""
+        if self.models:
+            return self.model_copy(update={"models": list(models)})
+        (model,) = models
+        return self.model_copy(update={name: getattr(model, name) for name in model.model_fields_set})
+
+
+def resolve_models(args: ServeArgs) -> ServeArgs:
+    """`args` with each model as `resolve_model` makes it.
+
+    Raises:
+        ModelError: as `resolve_model`.
+    """
+    return args.with_models([resolve_model(model) for model in args.all_models])
+
+
+def resolve_model(args: ModelArgs) -> ModelArgs:
     """`args` with a model directory made absolute, so that it means the same in every process.
 
     Of a model that is elsewhere only the small files are fetched here; its weights are loaded where they are needed.

@@ -48,11 +48,11 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return ApiError(Failure(400, message, "invalid_request_error", code, param))
 
 
-def context_length_exceeded(num_prompt: int, num_answer: int, limit: int) -> ApiError:
+def context_length_exceeded(num_prompt: int, num_answer: int, limit: int, *, param: str = "messages") -> ApiError:
     """400: the prompt, or the prompt with the answer that is asked for, is too long. Lengths in tokens."""
     asked = f" and asks for {num_answer} more" if num_answer else ", which leaves no room for an answer"
     message = f"This model's maximum context length is {limit} tokens; the prompt has {num_prompt}{asked}."
-    return bad_request(message, param="messages", code="context_length_exceeded")
+    return bad_request(message, param=param, code="context_length_exceeded")
 
 
 def model_not_found(name: str) -> ApiError:

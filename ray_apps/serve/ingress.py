@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,39 +13,51 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from ray_apps.serve.api import create_api
-from ray_apps.serve.backend import ChatDelta, ChatJob
+from ray_apps.serve.config import ServeArgs
 from ray_apps.serve.errors import ApiError, Failure, generation_failed, overloaded, unavailable
+from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+from ray_apps.serve.routing import ServedModel
 
 logger = logging.getLogger(__name__)
 
 
 class ReplicaBackend:
-    """The replicas, as a `ChatBackend`."""
+    """The replicas of one model, as a `Backend`."""
 
     def __init__(self, replicas: DeploymentHandle[Any]) -> None:
         self._name = replicas.deployment_name
         self._app_name = replicas.app_name
-        self._replicas = replicas.options(stream=True)
+        self._replicas = replicas
+        self._streams = replicas.options(stream=True)
 
-    async def chat(self, job: ChatJob) -> AsyncGenerator[ChatDelta, None]:
-        """Yield the answer to `job` from one of the replicas."""
-        items: Any = self._replicas.chat.remote(job)
-        try:
-            async for item in items:
-                if isinstance(item, Failure):
-                    raise ApiError(item)
-                yield item
-        except BackPressureError:
-            raise overloaded() from None
-        except RayTaskError:
-            logger.exception("request %s failed in its replica", job.request_id)
-            raise generation_failed() from None
-        except (RayError, RayServeException) as error:
-            logger.error("request %s lost its replica: %s", job.request_id, type(error).__name__)
-            raise unavailable() from None
-        except (asyncio.CancelledError, GeneratorExit):
-            items.cancel()
-            raise
+    async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """Yield the answers to `job` from one of the replicas."""
+        items: Any = self._streams.generate.remote(job)
+        with _translated(job.request_id):
+            try:
+                async for item in items:
+                    yield _checked(item)
+            except (asyncio.CancelledError, GeneratorExit):
+                items.cancel()
+                raise
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings:
+        """Embed the texts on one of the replicas."""
+        with _translated(job.request_id):
+            found: Embeddings = _checked(await self._replicas.embed.remote(job))
+            return found
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens:
+        """The ids of the prompt."""
+        with _translated("tokenize"):
+            found: Tokens = _checked(await self._replicas.tokenize.remote(job))
+            return found
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of ids."""
+        with _translated("detokenize"):
+            found: str = _checked(await self._replicas.detokenize.remote(token_ids))
+            return found
 
     async def is_ready(self) -> bool:
         """Whether Serve has a healthy replica, however busy it is."""
@@ -56,14 +69,43 @@ class ReplicaBackend:
         )
 
 
+def _checked(item: Any) -> Any:
+    """What a replica gave back, unless it is an error."""
+    if isinstance(item, Failure):
+        raise ApiError(item)
+    return item
+
+
+@contextmanager
+def _translated(request_id: str) -> Iterator[None]:
+    """Whatever may happen on the way to a replica and back, as an `ApiError`."""
+    try:
+        yield
+    except BackPressureError:
+        raise overloaded() from None
+    except RayTaskError:
+        logger.exception("request %s failed in its replica", request_id)
+        raise generation_failed() from None
+    except (RayError, RayServeException) as error:
+        logger.error("request %s lost its replica: %s", request_id, type(error).__name__)
+        raise unavailable() from None
+
+
 @serve.ingress()
 class Ingress:
-    """Answers HTTP for `model_name`."""
+    """Answers HTTP for the models of `args`, each of which has `replicas` under its name."""
 
-    def __init__(self, replicas: DeploymentHandle[Any], model_name: str) -> None:
-        self._backend = ReplicaBackend(replicas)
-        self._model_name = model_name
+    def __init__(self, args: ServeArgs, replicas: dict[str, DeploymentHandle[Any]]) -> None:
+        self._models = [
+            ServedModel(
+                model.served_name,
+                ReplicaBackend(replicas[model.served_name]),
+                tuple(model.aliases),
+                tuple(model.adapters),
+            )
+            for model in args.all_models
+        ]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app that Serve runs; it asks for it after the constructor."""
-        return create_api(self._backend, self._model_name)
+        return create_api(self._models)

@@ -1,18 +1,25 @@
-"""One engine per replica: what a Serve deployment runs. Knows nothing of HTTP, and is no deployment by itself."""
+"""One engine per replica: what a Serve deployment runs. Knows nothing of HTTP, and is no deployment by itself.
 
-from collections.abc import AsyncGenerator
+An error is given back too, as data: what is raised here would be wrapped by Ray.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from typing import TypeVar
 
 from ray_apps.engine.build import build_engine
-from ray_apps.serve.backend import ChatDelta, ChatJob, EngineBackend
-from ray_apps.serve.config import ServeArgs
+from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.errors import ApiError, Failure
+from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+
+Result = TypeVar("Result")
 
 
 class Replica:
     """Loads the model of `args` and answers the ingress."""
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         self._engine = build_engine(
             args.engine,
             args.model,
@@ -21,17 +28,30 @@ class Replica:
             max_model_len=args.max_model_len,
             num_threads=args.num_threads,
             max_num_seqs=args.max_ongoing_requests,
+            adapters=args.adapters,
         )
         self._backend = EngineBackend(self._engine)
 
-    async def chat(self, job: ChatJob) -> AsyncGenerator[ChatDelta | Failure, None]:
-        """Yield the answer to `job`. An error is yielded too, as data: what is raised here would be wrapped by Ray."""
+    async def generate(self, job: Job) -> AsyncGenerator[Delta | Failure, None]:
+        """Yield the answers to `job`."""
         try:
-            async with aclosing(self._backend.chat(job)) as deltas:
+            async with aclosing(self._backend.generate(job)) as deltas:
                 async for delta in deltas:
                     yield delta
         except ApiError as error:
             yield error.failure
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings | Failure:
+        """Embed the texts."""
+        return await _or_failure(self._backend.embed(job))
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens | Failure:
+        """The ids of the prompt."""
+        return await _or_failure(self._backend.tokenize(job))
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str | Failure:
+        """The text of ids."""
+        return await _or_failure(self._backend.detokenize(token_ids))
 
     async def check_health(self) -> None:
         """Raise if the engine is beyond help; Serve then replaces this replica."""
@@ -41,3 +61,10 @@ class Replica:
         # Serve calls this when the answers are finished or their time is up. A constructor that failed left no engine.
         if hasattr(self, "_engine"):
             self._engine.shutdown()
+
+
+async def _or_failure(result: Awaitable[Result]) -> Result | Failure:
+    try:
+        return await result
+    except ApiError as error:
+        return error.failure

@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from data_prep.errors import ServeError
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.app import build_app, choose_resources
-from ray_apps.serve.config import resolve_model
+from ray_apps.serve.config import resolve_models
 from ray_apps.serve.config_file import HttpOptions, ServeFile
 
 _ROUTE_TIMEOUT_S = 60.0
@@ -36,8 +36,8 @@ def serving(file: ServeFile) -> Iterator[str]:
         ServeError: the port is taken, or the application does not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    args = resolve_model(file.application.args)
-    if args.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
+    args = resolve_models(file.application.args)
+    if any(model.device == "cuda" for model in args.all_models) and not os.environ.get("RAY_ADDRESS"):
         choose_resources(args)
     options = choose_port(file.http_options)
     if ray.is_initialized():

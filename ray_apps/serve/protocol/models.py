@@ -6,16 +6,18 @@ from pydantic import BaseModel
 
 
 class ModelCard(BaseModel):
-    """One model that is served."""
+    """A name that a model answers to. `root`: the model's own name. `parent`: of an adapter, its base."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "vicuna-ray"
+    root: str
+    parent: str | None = None
 
 
 class ModelList(BaseModel):
-    """Every model that is served."""
+    """Every name."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]

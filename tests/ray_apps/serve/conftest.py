@@ -5,8 +5,10 @@ import httpx
 import pytest
 
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.protocol import Engine
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.routing import ServedModel
 
 Client = Callable[..., httpx.AsyncClient]
 
@@ -15,8 +17,8 @@ Client = Callable[..., httpx.AsyncClient]
 def api_client() -> Client:
     """A client of the API on a fake engine, without a server."""
 
-    def make(engine: FakeEngine | None = None, model: str = "fake") -> httpx.AsyncClient:
-        api = create_api(EngineBackend(engine or FakeEngine()), model)
+    def make(engine: Engine | None = None, model: str = "fake", **names: tuple[str, ...]) -> httpx.AsyncClient:
+        api = create_api([ServedModel(model, EngineBackend(engine or FakeEngine()), **names)])
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.serve.api import create_api
+from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.routing import ServedModel
 from tests.ray_apps.serve.conftest import Client
 
 Ask = Callable[..., dict[str, Any]]
@@ -172,6 +175,34 @@ async def test_models_are_listed_and_found_by_name(api_client: Client) -> None:
         missing = await client.get("/v1/models/other")
     assert card["id"] == "org/name"
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_aliases_and_adapters_are_listed_with_what_they_stand_for(api_client: Client, ask: Ask) -> None:
+    engine = FakeEngine(adapters=["pirate"])
+    async with api_client(engine, "base", aliases=("gpt-4o",), adapters=("pirate", "lost")) as client:
+        cards = (await client.get("/v1/models")).json()["data"]
+        names = ("base", "gpt-4o", "pirate")
+        answers = [(await client.post(CHAT, json=ask(model=name))).json()["model"] for name in names]
+        lost = await client.post(CHAT, json=ask(model="lost"))
+    assert [(card["id"], card["root"], card["parent"]) for card in cards] == [
+        ("base", "base", None),
+        ("gpt-4o", "base", None),
+        ("pirate", "pirate", "base"),
+        ("lost", "lost", "base"),
+    ]
+    assert answers == ["base", "base", "pirate"]
+    assert (lost.status_code, lost.json()["error"]["param"]) == (400, "model")
+
+
+async def test_each_model_gets_its_own_requests(ask: Ask) -> None:
+    engines = {name: FakeEngine(max_model_len=length) for name, length in (("short", 20), ("long", 200))}
+    api = create_api([ServedModel(name, EngineBackend(engine)) for name, engine in engines.items()])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        statuses = {name: (await client.post(CHAT, json=ask("x" * 50, model=name))).status_code for name in engines}
+        assert (await client.get("/health")).status_code == 200
+        engines["long"].shutdown()
+        assert (await client.get("/health")).status_code == 503
+    assert statuses == {"short": 400, "long": 200}
 
 
 async def test_health_follows_the_engine(api_client: Client) -> None:

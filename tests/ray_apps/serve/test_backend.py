@@ -1,32 +1,36 @@
-from collections.abc import AsyncGenerator
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_apps.engine.fake import FakeEngine
-from ray_apps.engine.protocol import GenerationRequest, SamplingParams, TokenDelta
-from ray_apps.serve.backend import ChatJob, EngineBackend, answer_budget
+from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingParams, TokenDelta
+from ray_apps.serve.backend import EngineBackend, answer_budget
 from ray_apps.serve.errors import ApiError
+from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, TextPrompt, TokenizeJob
 
 
-@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(1, 50), limit=st.integers(2, 50))
+@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
 def test_an_answer_gets_what_it_asks_for_or_what_is_left(num_prompt: int, wanted: int | None, limit: int) -> None:
-    assume(num_prompt + (wanted or 1) <= limit)
-    assert answer_budget(num_prompt, wanted, limit) == (wanted or limit - num_prompt)
+    assume(num_prompt + (1 if wanted is None else wanted) <= limit)
+    assert answer_budget(num_prompt, wanted, limit) == (limit - num_prompt if wanted is None else wanted)
 
 
-@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(1, 50), limit=st.integers(2, 50))
+@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
 def test_a_chat_that_does_not_fit_is_refused(num_prompt: int, wanted: int | None, limit: int) -> None:
-    assume(num_prompt + (wanted or 1) > limit)
+    assume(num_prompt + (1 if wanted is None else wanted) > limit)
     with pytest.raises(ApiError, match=f"{limit} tokens.* {num_prompt}"):
         answer_budget(num_prompt, wanted, limit)
 
 
 async def test_counts_grow_with_the_answer() -> None:
-    job = ChatJob("id", ({"role": "user", "content": "a🙂"},))
-    deltas = [delta async for delta in EngineBackend(FakeEngine()).chat(job)]
+    job = Job("id", (ChatPrompt(({"role": "user", "content": "a🙂"},)),))
+    deltas = [delta async for delta in EngineBackend(FakeEngine()).generate(job)]
     assert [delta.num_completion_tokens for delta in deltas] == [1, 5, 6]
     assert {delta.num_prompt_tokens for delta in deltas} == {7}
 
@@ -40,8 +44,8 @@ async def test_several_answers_have_seeds_of_their_own() -> None:
             return super().generate(request)
 
     sampling = SamplingParams(max_tokens=0, seed=2**63 - 1)
-    job = ChatJob("id", ({"role": "user", "content": "ab"},), max_tokens=1, sampling=sampling, num_answers=3)
-    deltas = [delta async for delta in EngineBackend(Recording()).chat(job)]
+    job = Job("id", (ChatPrompt(({"role": "user", "content": "ab"},)),), max_tokens=1, sampling=sampling, num_answers=3)
+    deltas = [delta async for delta in EngineBackend(Recording()).generate(job)]
     assert sorted(delta.index for delta in deltas) == [0, 1, 2]
     assert [request.sampling.seed for request in asked] == [2**63 - 1, -(2**63), -(2**63) + 1]
     assert {request.sampling.max_tokens for request in asked} == {1}
@@ -50,9 +54,9 @@ async def test_several_answers_have_seeds_of_their_own() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 async def test_all_answers_end_with_their_consumer_or_with_the_first_that_fails(fails: bool) -> None:
     engine = FakeEngine(pause_s=0.001, fail_after=3 if fails else None)
-    job = ChatJob("id", ({"role": "user", "content": "x" * 1000},), num_answers=3)
+    job = Job("id", (ChatPrompt(({"role": "user", "content": "x" * 1000},)),), num_answers=3)
     with suppress(ApiError):
-        async with aclosing(EngineBackend(engine).chat(job)) as deltas:
+        async with aclosing(EngineBackend(engine).generate(job)) as deltas:
             async for _ in deltas:
                 if not fails:
                     break
@@ -60,9 +64,82 @@ async def test_all_answers_end_with_their_consumer_or_with_the_first_that_fails(
 
 
 async def test_a_failing_engine_is_told_without_its_reason() -> None:
-    deltas = EngineBackend(FakeEngine(fail_after=1)).chat(ChatJob("id", ({"role": "user", "content": "ab"},)))
+    deltas = EngineBackend(FakeEngine(fail_after=1)).generate(
+        Job("id", (ChatPrompt(({"role": "user", "content": "ab"},)),))
+    )
     assert (await anext(deltas)).text == "a"
     with pytest.raises(ApiError) as caught:
         await anext(deltas)
     assert caught.value.failure.status == 500
     assert "told to fail" not in caught.value.failure.message
+
+
+async def test_prompts_of_one_job_are_answered_side_by_side_and_told_apart() -> None:
+    job = Job("id", (TextPrompt("ab"), tuple(b"cd")), num_answers=2, echo=True)
+    deltas = [delta async for delta in EngineBackend(FakeEngine()).generate(job)]
+    texts = {index: "".join(delta.text for delta in deltas if delta.index == index) for index in range(4)}
+    assert texts == {0: "abab", 1: "abab", 2: "cdcd", 3: "cdcd"}
+    assert (deltas[-1].num_prompt_tokens, deltas[-1].num_completion_tokens) == (4, 12)
+
+
+async def test_an_echo_has_the_log_probabilities_of_the_prompt() -> None:
+    sampling = SamplingParams(max_tokens=0, logprobs=1)
+    job = Job("id", (TextPrompt("né"), TextPrompt("x")), max_tokens=0, sampling=sampling, echo=True)
+    told = sorted([delta async for delta in EngineBackend(FakeEngine()).generate(job)], key=lambda delta: delta.index)
+    assert [(delta.text, delta.finish_reason) for delta in told] == [("né", "length"), ("x", "length")]
+    assert [one.token for one in told[0].logprobs] == [b"n", b"\xc3", b"\xa9"]
+    assert [one.logprob for one in told[0].logprobs] == [None, 0.0, 0.0]
+    assert [one.logprob for one in told[1].logprobs] == [None]
+
+
+async def test_embeddings_have_length_1_and_the_order_of_the_texts() -> None:
+    backend = EngineBackend(FakeEngine())
+    both = await backend.embed(EmbeddingJob("id", (TextPrompt("a"), TextPrompt("bcc"))))
+    alone = await backend.embed(EmbeddingJob("id", (TextPrompt("bcc"),)))
+    assert both.vectors[1] == alone.vectors[0] != both.vectors[0]
+    assert [math.hypot(*vector) for vector in both.vectors] == pytest.approx([1, 1])
+    assert both.num_prompt_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ((1, 261), r"input: 261 is no token; valid: 0 to 260"),
+        ((-1,), r"input: -1 is no token"),
+        (TextPrompt(""), r"input: has no tokens"),
+        (TextPrompt("x" * 21), r"20 tokens; the prompt has 21"),
+    ],
+)
+async def test_what_cannot_be_embedded_is_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(ApiError, match=message) as caught:
+        await EngineBackend(FakeEngine(max_model_len=20)).embed(EmbeddingJob("id", (prompt,)))
+    assert (caught.value.failure.status, caught.value.failure.param) == (400, "input")
+
+
+async def test_a_failure_ends_the_other_texts() -> None:
+    ended: list[Any] = []
+
+    class Failing(FakeEngine):
+        async def embed(self, prompt_ids: Sequence[int]) -> list[float]:
+            if len(prompt_ids) == 1:
+                raise EngineError("secret")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(prompt_ids)
+            return []
+
+    with pytest.raises(ApiError, match="could not be generated"):
+        await EngineBackend(Failing()).embed(EmbeddingJob("id", (TextPrompt("long"), TextPrompt("x"))))
+    await asyncio.sleep(0)
+    assert len(ended) == 1
+
+
+async def test_tokens_go_there_and_back() -> None:
+    backend = EngineBackend(FakeEngine(max_model_len=20))
+    tokens = await backend.tokenize(TokenizeJob(TextPrompt("né")))
+    assert (tokens.token_ids, tokens.max_model_len) == (tuple("né".encode()), 20)
+    assert await backend.detokenize(tokens.token_ids) == "né"
+    assert (await backend.tokenize(TokenizeJob(TextPrompt("")))).token_ids == ()
+    with pytest.raises(ApiError, match="tokens: 999 is no token"):
+        await backend.detokenize((999,))

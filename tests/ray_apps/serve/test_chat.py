@@ -2,16 +2,16 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from ray_apps.serve.backend import ChatDelta
 from ray_apps.serve.chat import Header, complete, start_chunks
 from ray_apps.serve.errors import ApiError
+from ray_apps.serve.jobs import Delta
 
 
-async def cut_short() -> AsyncGenerator[ChatDelta, None]:
-    yield ChatDelta("half an ans", 1, 2)
+async def cut_short() -> AsyncGenerator[Delta, None]:
+    yield Delta("half an ans", 1, 2)
 
 
-async def nothing() -> AsyncGenerator[ChatDelta, None]:
+async def nothing() -> AsyncGenerator[Delta, None]:
     for delta in ():
         yield delta
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import ConfigError, ModelError
-from ray_apps.serve.config import DEMO_MODEL, ServeArgs, resolve_model
+from ray_apps.serve.config import DEMO_MODEL, ServeArgs, resolve_model, resolve_models
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,18 @@ from ray_apps.serve.config import DEMO_MODEL, ServeArgs, resolve_model
         ({"autoscaling": {"max": 2}}, r"args\.autoscaling\.max: unknown field"),
         ({"max_queued_requests": -1}, r"args\.max_queued_requests: -1 is not valid"),
         ({"model": ""}, r"args\.model: '' is not valid"),
+        (
+            {"model": "a", "aliases": ["b", "a"]},
+            r"args\.aliases: 'a' names two things: model_name, aliases",
+        ),
+        ({"aliases": ["b"], "adapters": {"b": "dir"}}, r"args\.aliases: 'b' names two things"),
+        ({"models": [{"model": "x/a"}, {"model": "y/a"}]}, r"args\.models: 'a' names both models\.0 and models\.1$"),
+        (
+            {"models": [{"model": "a"}, {"model": "b", "aliases": ["b"]}]},
+            r"args\.models\.1\.aliases: 'b' names two things",
+        ),
+        ({"models": [{"model": "a"}], "engine": "fake"}, r"args\.engine: cannot be set beside models"),
+        ({"models": [{"modle": "a"}]}, r"args\.models\.0\.modle: unknown field; did you mean 'model'\?"),
     ],
 )
 def test_a_wrong_field_is_one_line_that_names_it(fields: dict[str, Any], message: str) -> None:
@@ -72,3 +84,19 @@ def test_a_directory_without_weights_is_refused(tiny_model_dir: Path, tmp_path: 
         (tmp_path / name).write_bytes((tiny_model_dir / name).read_bytes())
     with pytest.raises(ModelError, match=r"it has no \*\.safetensors weights"):
         resolve_model(ServeArgs(model=str(tmp_path)))
+
+
+def test_one_model_and_several_are_the_same_settings() -> None:
+    alone = ServeArgs.parse({"model": "x/a", "aliases": ["b"], "autoscaling": {"max_replicas": 2}})
+    several = ServeArgs.parse({"models": [alone.all_models[0].model_dump(exclude_unset=True), {"model": "c"}]})
+    assert several.all_models[0] == alone.all_models[0]
+    assert [model.names for model in several.all_models] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_each_model_is_resolved(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    monkeypatch.chdir(tiny_model_dir.parent)
+    fields = {"model": tiny_model_dir.name, "aliases": ["b"]}
+    args = ServeArgs.parse({"models": [fields, {"engine": "fake"}]} if several else fields)
+    resolved = resolve_models(args).all_models[0]
+    assert (resolved.model, resolved.names) == (str(tiny_model_dir), [tiny_model_dir.name, "b"])

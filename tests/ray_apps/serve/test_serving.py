@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.errors import ServeError
 from ray_apps.local_ray import local_cluster
-from ray_apps.serve.config_file import load_serve_file
+from ray_apps.serve.config_file import ServeFile, load_serve_file
 from ray_apps.serve.run import serving
 
 pytestmark = pytest.mark.ray
@@ -21,7 +21,8 @@ USER = {"role": "user", "content": "Who are you? 🙂"}
 
 
 def serve(**args: Any) -> Any:
-    return serving(load_serve_file(CONFIG, ["http_options.port=0", *(f"args.{key}={args[key]}" for key in args)]))
+    values = {"http_options.port": 0, **{f"args.{key}": value for key, value in args.items()}}
+    return serving(load_serve_file(CONFIG, [f"{key}={value}" for key, value in values.items()]))
 
 
 def client_of(url: str) -> openai.OpenAI:
@@ -36,7 +37,12 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="class")
 def tiny(cluster: None, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
-    with serve(model=tiny_model_dir, model_name="tiny") as url:
+    models = [
+        {"model": str(tiny_model_dir), "model_name": "org/tiny", "aliases": ["tiny"]},
+        {"engine": "fake", "model": "echo"},
+    ]
+    application = {"import_path": "ray_apps.serve.app:build_app", "args": {"models": models}}
+    with serving(ServeFile.parse({"http_options": {"port": 0}, "applications": [application]})) as url:
         yield client_of(url)
 
 
@@ -49,7 +55,14 @@ def fake(cluster: None) -> Iterator[openai.OpenAI]:
 
 class TestOnATinyModel:
     def test_it_is_ready_when_serving_begins(self, tiny: openai.OpenAI) -> None:
-        assert [model.id for model in tiny.models.list()] == ["tiny"]
+        assert [model.id for model in tiny.models.list()] == ["org/tiny", "tiny", "echo"]
+        assert tiny.models.retrieve("org/tiny").id == "org/tiny"
+
+    def test_models_are_asked_by_name(self, tiny: openai.OpenAI) -> None:
+        echoed = tiny.chat.completions.create(model="echo", messages=[USER])
+        assert (echoed.model, echoed.choices[0].message.content) == ("echo", USER["content"])
+        answered = tiny.chat.completions.create(model="tiny", messages=[USER], max_tokens=2)
+        assert (answered.model, answered.usage and answered.usage.completion_tokens) == ("org/tiny", 2)
 
     @pytest.mark.parametrize("fields", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9, "stop": ["a"]}])
     def test_a_stream_adds_up_to_the_answer_in_one_piece(self, tiny: openai.OpenAI, fields: dict[str, Any]) -> None:

@@ -1,0 +1,135 @@
+"""What the API asks of a model, and what comes back. Plain data: the deployments put a process boundary in between."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray_apps.engine.protocol import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages for the model's chat template, and the tools that the assistant may call, both as OpenAI has them."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A text as it is. `add_special_tokens`: with those that the tokenizer puts around one by itself."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+Prompt = ChatPrompt | TextPrompt | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts to continue, each `num_answers` times. `max_tokens` None: each as long as the context allows.
+
+    `sampling` holds the rest; its own `max_tokens` is not looked at. `echo`: an answer begins with its prompt, with
+    log probabilities of the prompt's tokens if `sampling` asks for any. `adapter`: the one to ask the model through.
+    `param`: the field of the request that has the prompts.
+    """
+
+    request_id: str
+    prompts: tuple[Prompt, ...]
+    max_tokens: int | None = None
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=0))
+    num_answers: int = 1
+    echo: bool = False
+    adapter: str | None = None
+    param: str = "messages"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """The bytes of a token and its log probability, with those that were likeliest in its place.
+
+    The first token of a prompt has no probability.
+    """
+
+    token: bytes
+    logprob: float | None
+    likeliest: tuple["ScoredToken", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of answer `index`, and the tokens read and written so far, those of other answers included.
+
+    Answers are numbered prompt by prompt.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    finish_reason: FinishReason | None = None
+    index: int = 0
+    logprobs: tuple[ScoredToken, ...] = ()
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob:
+    """Texts to embed. `param`: the field of the request that has them."""
+
+    request_id: str
+    prompts: tuple[Prompt, ...]
+    adapter: str | None = None
+    param: str = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector of length 1 for each text, and how many tokens they have together."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeJob:
+    """A prompt of which the ids are asked for. `param`: the field of the request that has it."""
+
+    prompt: Prompt
+    param: str = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The ids of a prompt, and the most that the model reads."""
+
+    token_ids: tuple[int, ...]
+    max_model_len: int
+
+
+class Backend(Protocol):
+    """Whatever answers for one model, with its adapters. Every method may raise an `ApiError`."""
+
+    def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """Yield the answers piece by piece; closing the generator stops the work.
+
+        Raises:
+            ApiError: before the first piece or after any.
+        """
+        ...
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings:
+        """Embed the texts."""
+        ...
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens:
+        """The ids of the prompt."""
+        ...
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of ids."""
+        ...
+
+    async def is_ready(self) -> bool:
+        """Whether a job can be done now."""
+        ...

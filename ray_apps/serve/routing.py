@@ -1,0 +1,74 @@
+"""Which model answers to which name."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ray_apps.serve.errors import model_not_found
+from ray_apps.serve.jobs import Backend
+from ray_apps.serve.protocol.models import ModelCard
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under its name, with other names for it and the names of its adapters."""
+
+    name: str
+    backend: Backend
+    aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a request goes: to a model, perhaps through one of its adapters."""
+
+    model: ServedModel
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the answer says it is from."""
+        return self.adapter or self.model.name
+
+
+class Router:
+    """Finds models by name. The names are told apart by whoever makes it."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self.models = tuple(models)
+        self._routes = {name: route for model in models for name, route in _routes(model)}
+        created = int(time.time())
+        self.cards = [_card(name, route, created) for name, route in self._routes.items()]
+
+    def find(self, name: str) -> Route:
+        """The model that answers to `name`.
+
+        Raises:
+            ApiError: none does.
+        """
+        if name not in self._routes:
+            raise model_not_found(name)
+        return self._routes[name]
+
+    def card(self, name: str) -> ModelCard:
+        """What is said of the model that answers to `name`.
+
+        Raises:
+            ApiError: none does.
+        """
+        self.find(name)
+        return next(card for card in self.cards if card.id == name)
+
+
+def _routes(model: ServedModel) -> Iterator[tuple[str, Route]]:
+    for name in (model.name, *model.aliases):
+        yield name, Route(model)
+    for name in model.adapters:
+        yield name, Route(model, name)
+
+
+def _card(name: str, route: Route, created: int) -> ModelCard:
+    """An alias names its model as `root`, an adapter its base as `parent`."""
+    parent = None if route.adapter is None else route.model.name
+    return ModelCard(id=name, created=created, root=route.name, parent=parent)
