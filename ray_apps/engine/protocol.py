@@ -15,6 +15,10 @@ class EngineError(RuntimeError):
     """Generation failed, or the engine is no longer running."""
 
 
+class EngineStoppedError(EngineError):
+    """The engine is beyond help, whatever it is asked. Another one may answer the same request."""
+
+
 class SamplingError(ValueError):
     """A model cannot sample as it is asked to; `param` names the field of `SamplingParams`."""
 

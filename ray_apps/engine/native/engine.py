@@ -23,10 +23,12 @@ from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.grammar import Grammar, Grammars
 from ray_apps.engine.native.jobs import AnswerJob, EmbeddingJob, Item, Job, Outcome, Part
 from ray_apps.engine.native.loading import LoadedModel
+from ray_apps.engine.native.pulse import PATIENCE_S, Pulse
 from ray_apps.engine.native.scheduler import PREFILL_TOKENS, Running, Scheduler, Turn
 from ray_apps.engine.protocol import (
     EngineError,
     EngineStats,
+    EngineStoppedError,
     GenerationRequest,
     SamplingError,
     SamplingParams,
@@ -51,9 +53,17 @@ class NativeEngine:
     """Serves a `LoadedModel`. See `Engine` for its surface.
 
     `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
+    `patience_s`: when a pass takes longer, the engine counts as stuck.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_num_seqs: int = 16, prefill_tokens: int = PREFILL_TOKENS) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_num_seqs: int = 16,
+        prefill_tokens: int = PREFILL_TOKENS,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._loaded = loaded
         self._texts = Texts(loaded.tokenizer)
         self._counts = _Counts()
@@ -63,6 +73,8 @@ class NativeEngine:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox = _Outbox()
         self._closing = threading.Event()
+        self._pulse = Pulse(patience_s)
+        self._open: set[Job] = set()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -139,16 +151,18 @@ class NativeEngine:
         return mean
 
     async def _work_on(self, job: Job) -> AsyncGenerator[Item, None]:
+        self._open.add(job)
         self._jobs.put(job)
         # Asked afterwards: whatever is put before the thread refuses the waiting jobs is refused with them.
-        await self.check_health()
         try:
+            await self.check_health()
             while True:
                 item = await job.items.get()
                 if isinstance(item, EngineError):
                     raise item
                 yield item
         finally:
+            self._open.discard(job)
             job.cancelled.set()
 
     def stats(self) -> EngineStats:
@@ -162,23 +176,29 @@ class NativeEngine:
         )
 
     async def check_health(self) -> None:
-        """Return if the inference thread lives."""
+        """Return if the inference thread lives and gets on. When it does not, everyone who waits for it is told."""
+        if self._pulse.is_stuck:
+            error = EngineStoppedError(f"a pass has not ended after {self._pulse.patience_s:g} s")
+            for job in self._open:
+                job.loop.call_soon_threadsafe(job.items.put_nowait, error)
+            raise error
         if self._closing.is_set() or not self._thread.is_alive():
-            raise EngineError("the engine is not running")
+            raise EngineStoppedError("the engine is not running")
 
     def shutdown(self) -> None:
-        """Give up every request and end the thread."""
+        """Give up every request and end the thread, unless it is stuck."""
         self._closing.set()
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(self._pulse.patience_s)
 
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
                 self._take_jobs()
-                self._drop_cancelled()
-                self._step()
-                self._outbox.deliver()
+                with self._pulse:
+                    self._drop_cancelled()
+                    self._step()
+                    self._outbox.deliver()
         finally:
             self._closing.set()
             self._take_jobs()
@@ -269,7 +289,7 @@ class NativeEngine:
 
     def _refuse_all(self, reason: str) -> None:
         for job in self._all_jobs():
-            self._outbox.put(job, EngineError(reason))
+            self._outbox.put(job, EngineStoppedError(reason))
         self._outbox.deliver()
 
 

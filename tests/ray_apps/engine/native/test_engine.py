@@ -21,6 +21,7 @@ from ray_apps.engine.native.loading import LoadedModel, load_model
 from ray_apps.engine.protocol import (
     EngineError,
     EngineStats,
+    EngineStoppedError,
     GenerationRequest,
     SamplingParams,
     TokenDelta,
@@ -400,3 +401,21 @@ async def test_an_adapter_is_refused_by_name(engine: NativeEngine) -> None:
     asked = replace(request(engine), adapter="pirate")
     with pytest.raises(UnsupportedError, match="'pirate'"):
         await answer(engine, asked)
+
+
+async def test_a_pass_that_does_not_end_is_told_to_everyone_who_waits(
+    loaded: LoadedModel, paused: Callable[[], None]
+) -> None:
+    engine = NativeEngine(loaded, max_num_seqs=1, patience_s=0.2)
+    try:
+        await engine.check_health()
+        answers = [asyncio.create_task(answer(engine, request(engine))) for _ in range(2)]
+        await asyncio.sleep(0.4)
+        with pytest.raises(EngineStoppedError, match=r"a pass has not ended after 0\.2 s"):
+            await engine.check_health()
+        for one in answers:
+            with pytest.raises(EngineStoppedError):
+                await one
+    finally:
+        paused()
+        engine.shutdown()
