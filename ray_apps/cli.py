@@ -3,6 +3,7 @@
 What takes seconds to import comes after the settings are read, so that a mistake in them is told at once.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -39,6 +40,7 @@ def vicuna() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it does without
 
 
 @vicuna.command()

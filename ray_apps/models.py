@@ -63,10 +63,10 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
     return moved
 
 
-def check_causal_lm(directory: Path) -> PreTrainedModel:
+def check_causal_lm(directory: Path, **options: Any) -> PreTrainedModel:
     """The model in `directory` without its weights (on the `meta` device), its files held against its config.
 
     Raises:
         ModelError: as `load_causal_lm`; only the headers of the weight files are read.
     """
-    return load_causal_lm(directory, device="meta", device_map="meta")
+    return load_causal_lm(directory, device="meta", device_map="meta", **options)

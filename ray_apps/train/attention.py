@@ -20,16 +20,21 @@ logger = logging.getLogger(__name__)
 PER_DOCUMENT = "per_document_sdpa"
 
 
-def choose_attention(setting: str, device: torch.device) -> str:
-    """The name under which transformers knows the attention that `setting` asks for on `device`."""
-    _register()
+def choose_attention(setting: str, device: torch.device, precision: str = "bf16") -> str:
+    """The name under which transformers knows the attention that `setting` asks for on `device`.
+
+    `auto` in fp32 is scaled dot product attention: FlashAttention takes 16-bit types alone.
+    """
+    register()
     if setting == "sdpa":
         return PER_DOCUMENT
     if setting == "flash_attention_2":
         return setting
-    if device.type == "cuda" and has_flash_attention():
+    if device.type == "cuda" and has_flash_attention() and precision != "fp32":
         return "flash_attention_2"
-    logger.info("attention: flash-attn is not available on %s, using scaled dot product attention", device.type)
+    logger.info(
+        "attention: scaled dot product attention; flash-attn is not to be had on %s in %s", device.type, precision
+    )
     return PER_DOCUMENT
 
 
@@ -38,7 +43,8 @@ def has_flash_attention() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def _register() -> None:
+def register() -> None:
+    """Make it known to transformers."""
     AttentionInterface.register(PER_DOCUMENT, per_document_attention)
     AttentionMaskInterface.register(PER_DOCUMENT, _no_mask)
 

@@ -33,7 +33,11 @@ def check_run(config: TrainConfig) -> Manifest:
         ModelError: the base model cannot be used.
         RunError: the batch is larger than the dataset.
     """
-    manifest = read_manifest(config.dataset)
+    check_combination(config)
+    check_resources(config)
+    RunDir(config.run_dir).check_replaceable()
+    check_output(config)
+    manifest = _manifest(config)
     if manifest.row_schema_version != ROW_SCHEMA_VERSION:
         raise DataError(
             f"train.dataset: {config.dataset!r} has rows of version {manifest.row_schema_version}, "
@@ -53,13 +57,16 @@ def check_run(config: TrainConfig) -> Manifest:
             f"train.dataset: {config.dataset!r} was made with the tokenizer of {manifest.config['tokenizer']!r}, "
             f"which is not that of train.model {config.model!r}; make it again with `vicuna prep --fresh`"
         )
-    check_combination(config)
     check_base(config, directory, manifest.context_length)
     count_run_steps(config, manifest)
-    check_resources(config)
-    RunDir(config.run_dir).check_replaceable()
-    check_output(config)
     return manifest
+
+
+def _manifest(config: TrainConfig) -> Manifest:
+    try:
+        return read_manifest(config.dataset)
+    except DataError as error:
+        raise DataError(f"train.dataset: {error}") from None
 
 
 def uses_gpu(config: TrainConfig) -> bool:

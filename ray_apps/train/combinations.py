@@ -28,6 +28,11 @@ def _problems(config: TrainConfig) -> Iterator[str]:
             "compile: True is not valid with train.activation_checkpointing 'selective': what is compiled is run again "
             "as a whole; expected activation_checkpointing True or False"
         )
+    if config.attention == "flash_attention_2" and config.precision == "fp32":
+        yield (
+            "attention: 'flash_attention_2' is not valid with train.precision 'fp32': it takes 16-bit types alone; "
+            "expected 'auto' or 'sdpa'"
+        )
     if config.quantize_base and config.lora is None:
         yield "quantize_base: 'nf4' is not valid without train.lora: weights of 4 bits cannot be trained"
     if config.quantize_base:

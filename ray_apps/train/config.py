@@ -134,6 +134,8 @@ class TrainConfig(Settings):
     """Of the forward and backward pass. Master weights and optimiser state are fp32."""
     tf32: bool = True
     """Let a GPU round the factors of fp32 matrix products to 10 mantissa bits."""
+    deterministic: bool = False
+    """On a GPU, the kernels that give the same bits every time, which may be slower. A CPU's always do."""
     activation_checkpointing: bool | Literal["selective"] = True
     """Recompute each decoder layer in the backward pass instead of keeping its activations; `selective`: all of it but
     matrix products and attention, whose results are kept."""

@@ -27,6 +27,9 @@ from ray_apps.train.config import LoraSettings, TrainConfig
 from ray_apps.train.receipt import run_receipt
 from ray_apps.train.shards import ShardReader
 
+READS_PER_SHARD = 8
+"""A shard is read in so many parts: beside the one that is written there is never a second whole one in memory."""
+
 
 def check_output(config: TrainConfig) -> None:
     """Refuse an output that would replace something else than an earlier export.
@@ -134,14 +137,14 @@ def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _trained(base: Path, checkpoint: Folder) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's tensor names with the checkpoint's values, about a shard in memory at a time."""
+    """The base's tensor names with the checkpoint's values, a part of a shard in memory at a time."""
     saved = _saved_names(base, checkpoint)
     group: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in _weights(base):
         group[name] = torch.empty_like(tensor, device="meta")
         size += 4 * tensor.numel()
-        if size >= SHARD_BYTES:
+        if size >= SHARD_BYTES // READS_PER_SHARD:
             yield from _read_as(checkpoint, group, saved)
             group, size = {}, 0
     yield from _read_as(checkpoint, group, saved)

@@ -101,6 +101,8 @@ def run_training(
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if config.deterministic:
+        make_deterministic()
     run = RunDir(config.run_dir)
     refuse_to_repeat(run)
     with Watchdog(run, config.hang_timeout_s) as watchdog, errors_recorded(run, watchdog):
@@ -129,7 +131,7 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
         last_step=num_steps,
     )
     spent = {"build_s": built - started, "restore_s": restored - built}
-    attention = choose_attention(config.attention, device)
+    attention = choose_attention(config.attention, device, config.precision)
     places = _places(device)
     if changed := _changed_devices(run, places["devices"]):
         metrics.event("warning", message=f"the run goes on with other devices than before: {changed}")
@@ -150,6 +152,8 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
                     strategy, held_out, config.micro_batch_size, on_batch=lambda: watchdog.progress(state.step)
                 )
                 metrics.held_out(state.step, eval_loss)
+                if not math.isfinite(eval_loss):
+                    raise Diverged(f"step {state.step}: the loss on the rows held out is {eval_loss}")
             if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
                 ended = STOPPED
                 break
@@ -163,6 +167,13 @@ def _is_judged(config: TrainConfig, step: int, num_steps: int) -> bool:
     """Whether the loss on the rows held out is to be looked at after `step`."""
     every = config.eval_every_steps
     return every is not None and (step % every == 0 or step == num_steps)
+
+
+def make_deterministic() -> None:
+    """Have PyTorch, cuBLAS and FlashAttention take the kernels that give the same bits every time."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ pass, so that memory does not grow with the vocabulary. On a GPU the chunks are 
 2024).
 """
 
-import importlib.util
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +19,7 @@ from data_prep.encode import IGNORE_INDEX
 from ray_apps.train.data import Batch
 
 CHUNK_TOKENS = 512
+LEAST_LIGER = Version("0.8.5")
 
 
 class WeightedLoss(nn.Module):
@@ -53,7 +56,16 @@ def _is_for_liger(hidden: torch.Tensor, lm_head: Any) -> bool:
     weight: torch.Tensor = lm_head.weight
     plain = type(lm_head) is nn.Linear and getattr(lm_head, "bias", None) is None
     whole = weight.ndim == 2 and weight.dtype == hidden.dtype
-    return hidden.is_cuda and plain and whole and importlib.util.find_spec("liger_kernel") is not None
+    return hidden.is_cuda and plain and whole and _has_liger()
+
+
+@cache
+def _has_liger() -> bool:
+    """Earlier versions give every token the gradient of the first."""
+    try:
+        return Version(metadata.version("liger-kernel")) >= LEAST_LIGER
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def fused_loss(

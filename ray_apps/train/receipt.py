@@ -22,6 +22,7 @@ NOT_IN_RECEIPT = {
     "cpus_per_worker",
     "dataset",
     "deepspeed",
+    "deterministic",
     "eval_every_steps",
     "export",
     "fsdp",

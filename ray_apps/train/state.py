@@ -14,12 +14,17 @@ class TrainState:
 
     def to_saved(self, rank: int) -> dict[str, Any]:
         """Plain tensors for a sharded checkpoint; each rank has a random state of its own."""
-        return {"step": torch.tensor(self.step), f"rng_{rank}": _random_state()}
+        return {
+            "step": torch.tensor(self.step),
+            **{f"{name}_{rank}": state for name, state in _random_states().items()},
+        }
 
     @staticmethod
     def from_saved(saved: dict[str, Any], rank: int) -> "TrainState":
-        """Take over the step and this rank's random state."""
-        _set_random_state(saved[f"rng_{rank}"])
+        """Take over the step and this rank's random states; those of a kind of device that is not here are left."""
+        torch.set_rng_state(saved[f"rng_{rank}"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(saved[f"rng_cuda_{rank}"])
         return TrainState(step=int(saved["step"]))
 
 
@@ -28,15 +33,7 @@ def seed_rank(seed: int, rank: int) -> None:
     torch.manual_seed(seed * 1_000_003 + rank)
 
 
-def _random_state() -> torch.Tensor:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
-    return torch.cat(states)
-
-
-def _set_random_state(state: torch.Tensor) -> None:
-    size = torch.get_rng_state().numel()
-    torch.set_rng_state(state[:size])
-    if torch.cuda.is_available() and state.numel() > size:
-        torch.cuda.set_rng_state(state[size:])
+def _random_states() -> dict[str, torch.Tensor]:
+    """Apart for each kind of device: a run may go on with another one."""
+    states = {"rng": torch.get_rng_state()}
+    return {**states, "rng_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states

@@ -27,7 +27,7 @@ def build_strategy(config: TrainConfig, device: torch.device) -> Strategy:
     check_same_base(RunDir(config.run_dir), directory)
     model = load_causal_lm(
         directory,
-        attn_implementation=choose_attention(config.attention, device),
+        attn_implementation=choose_attention(config.attention, device, config.precision),
         **(_quantized(config, device) if config.quantize_base else {"device": "cpu"}),
     )
     strategy = _choose(config, device)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
@@ -17,9 +19,13 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from data_prep.encode import IGNORE_INDEX
 from data_prep.errors import ConfigError, ModelError
+from ray_apps.train.attention import choose_attention
 from ray_apps.train.base_model import check_base
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.data import Batch
+from ray_apps.train.objective import WeightedLoss
 
 SMALL = {
     "vocab_size": 64,
@@ -44,6 +50,42 @@ def test_a_model_built_otherwise_is_refused(make_config: Callable[..., TrainConf
     assert "a GPT2LMHeadModel cannot be trained here: it has no decoder layers" in refusal(
         make_config, tmp_path / "base"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "it scales or caps its logits"),
+        ("cohere", {}, "it scales or caps its logits"),
+        ("cohere2", {}, "it scales or caps its logits"),
+        ("gemma2", {"head_dim": 16}, "does not support an attention implementation"),
+    ],
+)
+def test_a_model_whose_loss_would_be_another_is_refused(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, fields: dict[str, Any], message: str
+) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **fields)).save_pretrained(tmp_path / "base")
+    assert message in refusal(make_config, tmp_path / "base")
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2"])
+def test_the_loss_of_a_base_that_is_taken_is_its_own(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    check_base(make_config(model=str(tmp_path / "base")), tmp_path / "base", 32)
+    ids = torch.randint(0, 64, (1, 16))
+    targets = torch.cat([ids[:, 1:], torch.full((1, 1), IGNORE_INDEX)], dim=1)
+    lengths = torch.tensor([0, 16], dtype=torch.int32)
+    batch = Batch(ids, targets, torch.ones(1, 16), torch.arange(16)[None], lengths, 16)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, attn_implementation=choose_attention("sdpa", torch.device("cpu"))
+    )
+    with torch.no_grad():
+        assert float(WeightedLoss(ours)(batch)) / 15 == pytest.approx(float(plain(ids, labels=ids).loss), rel=1e-5)
 
 
 def test_weights_stored_under_other_names_are_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

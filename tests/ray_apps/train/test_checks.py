@@ -49,7 +49,7 @@ def test_a_context_longer_than_the_model_s_is_refused(
 
 
 def test_missing_inputs_are_refused(make_config: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(DataError, match=r"dataset 'nowhere': there is no manifest.json"):
+    with pytest.raises(DataError, match=r"train.dataset: dataset 'nowhere': there is no manifest.json"):
         check_run(make_config(dataset="nowhere"))
     with pytest.raises(ModelError, match=r"model './nowhere': no such directory"):
         check_run(make_config(model="./nowhere"))
@@ -136,7 +136,7 @@ def test_settings_that_contradict_each_other_are_refused(
     ("fields", "message"),
     [
         (
-            {"attention": "flash_attention_2"},
+            {"attention": "flash_attention_2", "precision": "bf16"},
             r"train\.attention: 'flash_attention_2' is not valid here: it needs a GPU",
         ),
         ({"fsdp": {"cpu_offload": True}}, r"train\.fsdp\.cpu_offload: True is not valid here: there is no GPU"),

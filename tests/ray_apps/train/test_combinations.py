@@ -18,6 +18,10 @@ EIGHT_BIT = {"optimizer": "adamw_8bit"}
             {"compile": True, "activation_checkpointing": "selective"},
             r"train\.compile: True is not valid with train\.activation_checkpointing 'selective'",
         ),
+        (
+            {"attention": "flash_attention_2", "precision": "fp32"},
+            r"train\.attention: 'flash_attention_2' is not valid with train\.precision 'fp32'",
+        ),
         ({"quantize_base": "nf4"}, r"train\.quantize_base: 'nf4' is not valid without train\.lora"),
         (
             {**NF4, "num_workers": 2},

@@ -14,6 +14,7 @@ from ray_apps.run_dir import RunDir
 from ray_apps.train.checks import check_run
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowStore, collate
+from ray_apps.train.errors import Diverged
 from ray_apps.train.loop import run_training
 from tests import tiny
 from tests.processes import CPU, run_ranks
@@ -30,6 +31,19 @@ def held_out_dataset(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFact
 def eval_losses(config: TrainConfig) -> dict[int, float]:
     records = RunDir(config.run_dir).read_metrics()
     return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+
+
+def test_a_loss_on_held_out_rows_that_is_no_number_ends_the_run(
+    make_config: Callable[..., TrainConfig],
+    held_out_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process_group: None,
+) -> None:
+    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", lambda *arguments, **options: float("nan"))
+    config = make_config(dataset=str(held_out_dataset), max_steps=4, eval_every_steps=3)
+    with pytest.raises(Diverged, match="step 3: the loss on the rows held out is nan"):
+        run_training(config, CPU)
+    assert RunDir(config.run_dir).latest_checkpoint().step == 2  # type: ignore[union-attr]
 
 
 def plain_loss(model: Path, rows: RowStore) -> float:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data_prep.manifest import read_manifest
 from ray_apps.run_dir import RunDir
@@ -70,3 +72,52 @@ def test_stage_and_offload_are_the_machine_s_business(make_config: Make) -> None
         )
     ]
     assert receipts[0] == receipts[1]
+
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+from ray_apps.train import export
+from ray_apps import model_dir
+from ray_apps.train.config import TrainConfig
+
+def anonymous():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.001)
+
+shard_bytes = 20_000_000
+export.SHARD_BYTES = shard_bytes
+model_dir.write_tensors.__defaults__ = (shard_bytes,)
+config = TrainConfig.model_validate_json(sys.argv[1])
+before, peak = anonymous(), [0]
+threading.Thread(target=watch, daemon=True).start()
+directory = export.export(config)
+print(len(list(directory.glob("*.safetensors"))), (peak[0] - before) / shard_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is told by Linux")
+def test_an_export_holds_about_a_shard(
+    make_config: Make, process_group: None, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A model of 9 shards: were it read whole, it would be 9 of them."""
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 4}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, **sizes)
+    ).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    config = make_config(model=str(base), max_steps=1, global_batch_size=1)
+    run_training(config, torch.device("cpu"), after_save=lambda measures: None)
+    command = [sys.executable, "-c", MEASURE, config.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    num_shards, peak_shards = done.stdout.split()
+    assert int(num_shards) >= 8
+    assert float(peak_shards) < 2.5

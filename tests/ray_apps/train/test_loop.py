@@ -62,19 +62,23 @@ def test_a_resumed_run_ends_bit_identical(
 
 @pytest.mark.slow
 def test_world_size_does_not_change_the_run(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """1 × 4, 2 × 2 and 2 × 1 × 2 rows: the same losses, and a checkpoint of two ranks resumes on one."""
+    """1 × 4, 2 × 2, 4 × 1 and 2 × 1 × 2 rows: the same gradients, and a checkpoint of two ranks resumes on one."""
     shapes: dict[str, dict[str, Any]] = {
         "one": {"num_workers": 1, "micro_batch_size": 4},
         "two": {"num_workers": 2, "micro_batch_size": 2},
+        "four": {"num_workers": 4, "micro_batch_size": 1},
         "accumulated": {"num_workers": 2, "micro_batch_size": 1},
     }
-    curves = {}
+    curves, norms = {}, {}
     for name, shape in shapes.items():
         config = make_config(run_dir=str(tmp_path / name), max_steps=4, **shape)
         run_ranks(config, tmp_path / f"rendezvous-{name}", config.num_workers)
         curves[name] = losses(config)
-    assert curves["two"] == pytest.approx(curves["one"], rel=1e-4)
-    assert curves["accumulated"] == pytest.approx(curves["one"], rel=1e-4)
+        records = RunDir(config.run_dir).read_metrics()
+        norms[name] = [record["grad_norm"] for record in records if "grad_norm" in record]
+    for name in ("two", "four", "accumulated"):
+        assert curves[name] == pytest.approx(curves["one"], rel=1e-4)
+        assert norms[name] == pytest.approx(norms["one"], rel=1e-4)
 
     elastic = make_config(run_dir=str(tmp_path / "elastic"), max_steps=4, **shapes["two"])
     run_ranks(elastic, tmp_path / "rendezvous-a", 2, stop_after=2)
