@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from data_prep.errors import ConfigError
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import Engine
 from ray_apps.machine import usable_cpus
@@ -23,12 +22,14 @@ def build_engine(
     num_threads: int | None = None,
     max_num_seqs: int = 16,
     adapters: Mapping[str, str] | None = None,
+    max_loaded_adapters: int = 8,
 ) -> Engine:
     """Build the engine called `name` for `model`; `auto` is the native one.
 
     `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
     means every core. `max_num_seqs`: requests worked on at a time; further ones wait. `adapters`: directories by the
-    names under which the model is asked through them. The fake engine takes no model, and any adapter.
+    names under which the model is asked through them, `max_loaded_adapters` of which are held at a time. The fake
+    engine takes no model, and any adapter.
 
     Raises:
         ModelError: the model cannot be used.
@@ -36,8 +37,6 @@ def build_engine(
     """
     if name == "fake":
         return FakeEngine(max_model_len=max_model_len or 4096, adapters=adapters or ())
-    if adapters:
-        raise ConfigError(f"args.adapters: {', '.join(adapters)} cannot be served; the native engine has no adapters")
     import torch
 
     from ray_apps.engine.native.engine import NativeEngine
@@ -45,4 +44,4 @@ def build_engine(
 
     torch.set_num_threads(num_threads or usable_cpus())
     loaded = load_model(model, device=device, dtype=dtype, max_model_len=max_model_len)
-    return NativeEngine(loaded, max_num_seqs=max_num_seqs)
+    return NativeEngine(loaded, max_num_seqs=max_num_seqs, adapters=adapters, max_loaded_adapters=max_loaded_adapters)

@@ -48,6 +48,8 @@ class ModelArgs(Settings):
     """Other names for it."""
     adapters: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default={})
     """LoRA adapters of the model: a directory for each name under which clients ask the model through it."""
+    max_loaded_adapters: int = Field(8, ge=1)
+    """Adapters that a replica holds at a time; others are loaded when they are asked for."""
     engine: EngineName = "auto"
     """What generates. `fake` needs no model and echoes."""
     device: Device = "auto"
@@ -169,6 +171,8 @@ def resolve_model(args: ModelArgs) -> ModelArgs:
     """
     if args.engine == "fake":
         return args
+    adapters = {name: _resolve_adapter(name, directory) for name, directory in args.adapters.items()}
+    args = args.model_copy(update={"adapters": adapters}) if adapters else args
     directory = Path(args.model).expanduser()
     if not directory.is_dir() and not is_remote(args.model) and not is_hub_id(args.model):
         raise ModelError(f"model directory {args.model} does not exist; run `make demo` or set args.model")
@@ -178,3 +182,11 @@ def resolve_model(args: ModelArgs) -> ModelArgs:
     if not any(directory.glob("*.safetensors")):
         raise ModelError(f"model {args.model!r}: it has no *.safetensors weights")
     return args.model_copy(update={"model": str(directory.absolute()), "model_name": args.served_name})
+
+
+def _resolve_adapter(name: str, directory: str) -> str:
+    """Its path made absolute. Whether it fits the model is looked at where that is loaded."""
+    path = Path(directory).expanduser()
+    if not (path / "adapter_config.json").is_file():
+        raise ModelError(f"args.adapters.{name}: {directory} has no adapter_config.json; expected peft's directory")
+    return str(path.absolute())

@@ -32,7 +32,8 @@ class ReplicaBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job` from one of the replicas."""
-        items: Any = self._streams.generate.remote(job)
+        streams = self._streams.options(multiplexed_model_id=job.adapter) if job.adapter else self._streams
+        items: Any = streams.generate.remote(job)
         with _translated(job.request_id):
             try:
                 async for item in items:

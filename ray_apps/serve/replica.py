@@ -3,9 +3,11 @@
 An error is given back too, as data: what is raised here would be wrapped by Ray.
 """
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
+
+from ray import serve
 
 from ray_apps.engine.build import build_engine
 from ray_apps.serve.backend import EngineBackend
@@ -29,11 +31,15 @@ class Replica:
             num_threads=args.num_threads,
             max_num_seqs=args.max_ongoing_requests,
             adapters=args.adapters,
+            max_loaded_adapters=args.max_loaded_adapters,
         )
         self._backend = EngineBackend(self._engine)
+        self._hold = _holding(args.max_loaded_adapters)
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta | Failure, None]:
         """Yield the answers to `job`."""
+        if job.adapter is not None:
+            await self._hold(job.adapter)
         try:
             async with aclosing(self._backend.generate(job)) as deltas:
                 async for delta in deltas:
@@ -61,6 +67,17 @@ class Replica:
         # Serve calls this when the answers are finished or their time is up. A constructor that failed left no engine.
         if hasattr(self, "_engine"):
             self._engine.shutdown()
+
+
+def _holding(most: int) -> Callable[[str], Awaitable[None]]:
+    """Tells Serve of the adapters that were used last, which are those the engine holds, so that requests come here."""
+
+    @serve.multiplexed(max_num_models_per_replica=most)
+    async def hold(name: str) -> None:
+        """The engine loads it with the first request."""
+
+    held: Callable[[str], Awaitable[None]] = hold
+    return held
 
 
 async def _or_failure(result: Awaitable[Result]) -> Result | Failure:

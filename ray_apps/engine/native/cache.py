@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+if TYPE_CHECKING:
+    from ray_apps.engine.native.adapters import Adapter
 
 _CALL_TOKENS = 150
 """What a call of attention costs on a CPU, in tokens that it could attend to in that time."""
@@ -15,11 +19,15 @@ _CALL_TOKENS = 150
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens of one sequence that go through the model together: `count` of them from position `start` on."""
+    """Tokens of one sequence that go through the model together: `count` of them from position `start` on.
+
+    `adapter`: what they go through beside it.
+    """
 
     slot: int
     start: int
     count: int
+    adapter: "Adapter | None" = None
 
     @property
     def end(self) -> int:

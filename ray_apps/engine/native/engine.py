@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from data_prep.tokenizer import encode_prompt
+from ray_apps.engine.native.adapters import Adapters
 from ray_apps.engine.native.cache import Segment
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.grammar import Grammar, Grammars
@@ -33,7 +34,6 @@ from ray_apps.engine.protocol import (
     SamplingError,
     SamplingParams,
     TokenDelta,
-    UnsupportedError,
 )
 from ray_apps.engine.texts import Texts
 
@@ -53,7 +53,11 @@ class NativeEngine:
     """Serves a `LoadedModel`. See `Engine` for its surface.
 
     `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
-    `patience_s`: when a pass takes longer, the engine counts as stuck.
+    `patience_s`: when a pass takes longer, the engine counts as stuck. `adapters`: directories by name, of which
+    `max_loaded_adapters` are held at a time.
+
+    Raises:
+        ModelError: an adapter cannot be used with the model.
     """
 
     def __init__(
@@ -63,10 +67,13 @@ class NativeEngine:
         max_num_seqs: int = 16,
         prefill_tokens: int = PREFILL_TOKENS,
         patience_s: float = PATIENCE_S,
+        adapters: Mapping[str, str] | None = None,
+        max_loaded_adapters: int = 8,
     ) -> None:
         self._loaded = loaded
         self._texts = Texts(loaded.tokenizer)
         self._counts = _Counts()
+        self._adapters = Adapters(loaded.model, adapters or {}, max_loaded_adapters)
         num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
         self._model = SlotModel(loaded.model, num_slots, loaded.max_model_len)
         self._scheduler: Scheduler[Job] = Scheduler(num_slots, prefill_tokens)
@@ -131,12 +138,12 @@ class NativeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the answer to `request`, which joins those under way as soon as there is room."""
-        if request.adapter is not None:
-            raise UnsupportedError(f"there is no adapter {request.adapter!r}; the native engine has none")
-        grammar = None
+        grammar, adapter = None, None
         if request.sampling.json_schema is not None:
             grammar = await asyncio.to_thread(self._grammar, request.sampling)
-        async with aclosing(self._work_on(AnswerJob(request, self._loaded, grammar))) as items:
+        if request.adapter is not None:
+            adapter = await asyncio.to_thread(self._adapters.get, request.adapter)
+        async with aclosing(self._work_on(AnswerJob(request, self._loaded, grammar, adapter))) as items:
             async for item in items:
                 assert isinstance(item, TokenDelta)
                 yield item
@@ -253,7 +260,7 @@ class NativeEngine:
             rows = [first - start + at for at in job.wanted(start, turn.count, is_last=turn.chooses)]
             tokens, places = slice(first, first + turn.count), slice(len(chosen), len(chosen) + len(rows))
             parts.append((job, Part(start, tokens, places, turn.chooses)))
-            segments.append(Segment(turn.running.placement.slot, start, turn.count))
+            segments.append(Segment(turn.running.placement.slot, start, turn.count, job.adapter))
             token_ids.extend(job.ids[start : start + turn.count])
             chosen.extend(rows)
         logits = self._model.forward(segments, token_ids, chosen)

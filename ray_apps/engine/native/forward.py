@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data_prep.errors import ConfigError
+from ray_apps.engine.native.adapters import AdapterHooks
 from ray_apps.engine.native.attention import SLOTS, check_supported, register
 from ray_apps.engine.native.cache import Pass, Segment, SlotCache
 from ray_apps.machine import free_memory
@@ -51,6 +52,7 @@ class SlotModel:
         model.set_attn_implementation(SLOTS)
         self._model = model
         self._hidden: Tensor | None = None
+        self._adapters = AdapterHooks(model)
         model.get_decoder().register_forward_hook(self._keep_hidden)
         self.cache = SlotCache(model.config.num_hidden_layers, num_slots, max_len)
 
@@ -67,6 +69,7 @@ class SlotModel:
         """
         current = Pass(segments, self.device, self._model.dtype)
         self.cache.current = current
+        self._adapters.select(segments, self.device)
         output = self._model(
             input_ids=torch.tensor([list(token_ids)], device=self.device),
             position_ids=current.positions[None],

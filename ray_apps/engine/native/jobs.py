@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ray_apps.engine.answer import Answer
+from ray_apps.engine.native.adapters import Adapter
 from ray_apps.engine.native.grammar import Grammar
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.prompts import MeanState, PromptScorer
@@ -43,17 +44,24 @@ class Part:
 class Job(ABC):
     """A sequence under way. What there is to tell of it goes into `items`, on the event loop of the one who waits.
 
-    `reuses`: what is in the cache already need not be read again for it. `finished`: nothing comes any more.
+    `reuses`: what is in the cache already need not be read again for it. `adapter`: what it is read through beside the
+    model. `finished`: nothing comes any more.
     """
 
-    def __init__(self, prompt_ids: tuple[int, ...], *, reuses: bool) -> None:
+    def __init__(self, prompt_ids: tuple[int, ...], *, reuses: bool, adapter: Adapter | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self.cancelled = threading.Event()
         self.ids = list(prompt_ids)
         self.num_cached = 0
         self.reuses = reuses
+        self.adapter = adapter
         self.finished = False
+
+    @property
+    def kind(self) -> object:
+        """What is in the cache of this kind can be reused."""
+        return None if self.adapter is None else self.adapter.key
 
     @abstractmethod
     def wanted(self, start: int, count: int, *, is_last: bool) -> range:
@@ -71,8 +79,14 @@ class Job(ABC):
 class AnswerJob(Job):
     """A prompt to be continued."""
 
-    def __init__(self, request: GenerationRequest, loaded: LoadedModel, grammar: Grammar | None) -> None:
-        super().__init__(request.prompt_ids, reuses=request.prompt_logprobs is None)
+    def __init__(
+        self,
+        request: GenerationRequest,
+        loaded: LoadedModel,
+        grammar: Grammar | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        super().__init__(request.prompt_ids, reuses=request.prompt_logprobs is None, adapter=adapter)
         self.max_tokens = request.sampling.max_tokens
         self._sampler = Sampler(request.sampling, request.prompt_ids, loaded.model.device, grammar)
         self._scorer = None

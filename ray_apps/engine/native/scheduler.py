@@ -24,6 +24,11 @@ class HasTokens(Protocol):
         """Whether what is in the cache already need not be read again for it."""
         ...
 
+    @property
+    def kind(self) -> object:
+        """What it is read through beside the model; only sequences of one kind share what is in the cache."""
+        ...
+
 
 Owner = TypeVar("Owner", bound=HasTokens)
 
@@ -82,7 +87,7 @@ class Scheduler(Generic[Owner]):
             yield self.running[-1]
 
     def _place(self, owner: Owner) -> Placement | None:
-        return self.slots.place(owner.ids, reuse=owner.reuses)
+        return self.slots.place(owner.ids, reuse=owner.reuses, kind=owner.kind)
 
     def next_turns(self) -> list[Turn[Owner]]:
         """Whose tokens go through the model next, and how many."""

@@ -9,10 +9,14 @@ LEAST_COPIED = 16
 
 @dataclass
 class Slot:
-    """Room for one sequence. `tokens`: those whose keys and values it holds; they stay when it is free again."""
+    """Room for one sequence. `tokens`: those whose keys and values it holds; they stay when it is free again.
+
+    `kind`: what the model was read through, an adapter or nothing; it is another cache for each.
+    """
 
     number: int
     tokens: list[int] = field(default_factory=list)
+    kind: object = None
     is_busy: bool = False
     used_at: int = 0
 
@@ -42,29 +46,29 @@ class SlotTable:
         """Slots that a prompt can get."""
         return sum(not slot.is_busy for slot in self._slots)
 
-    def place(self, prompt_ids: Sequence[int], *, reuse: bool = True) -> Placement | None:
+    def place(self, prompt_ids: Sequence[int], *, reuse: bool = True, kind: object = None) -> Placement | None:
         """Take a slot for a prompt; None while all are busy. At least the last token is left to be read.
 
-        Without `reuse` all of it is.
+        Without `reuse` all of it is. Only what was read through the same `kind` is reused.
         """
         free = [slot for slot in self._slots if not slot.is_busy]
         if not free:
             return None
         oldest = min(free, key=lambda slot: (slot.used_at, slot.number))
         if not reuse:
-            return self._take(oldest, [], None)
+            return self._take(oldest, kind, [], None)
         prompt = list(prompt_ids[:-1])
-        common = {slot.number: common_prefix(prompt, slot.tokens) for slot in self._slots}
+        common = {slot.number: common_prefix(prompt, slot.tokens) if slot.kind == kind else 0 for slot in self._slots}
         best = max(self._slots, key=lambda slot: (common[slot.number], not slot.is_busy))
         num_cached = common[best.number]
         if not best.is_busy and num_cached and 2 * num_cached >= len(best.tokens):
-            return self._take(best, prompt[:num_cached], None)
+            return self._take(best, kind, prompt[:num_cached], None)
         if oldest is best or num_cached < LEAST_COPIED:
-            return self._take(oldest, prompt[: common[oldest.number]], None)
-        return self._take(oldest, prompt[:num_cached], best.number)
+            return self._take(oldest, kind, prompt[: common[oldest.number]], None)
+        return self._take(oldest, kind, prompt[:num_cached], best.number)
 
-    def _take(self, slot: Slot, tokens: list[int], copied_from: int | None) -> Placement:
-        slot.is_busy, slot.tokens = True, tokens
+    def _take(self, slot: Slot, kind: object, tokens: list[int], copied_from: int | None) -> Placement:
+        slot.is_busy, slot.kind, slot.tokens = True, kind, tokens
         return Placement(slot.number, len(tokens), copied_from)
 
     def extend(self, number: int, token_ids: Sequence[int]) -> None:

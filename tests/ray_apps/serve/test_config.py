@@ -86,6 +86,18 @@ def test_a_directory_without_weights_is_refused(tiny_model_dir: Path, tmp_path: 
         resolve_model(ServeArgs(model=str(tmp_path)))
 
 
+def test_adapters_are_made_absolute_and_have_to_be_there(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pirate").mkdir()
+    args = ServeArgs(model=str(tiny_model_dir), adapters={"arr": "pirate"})
+    with pytest.raises(ModelError, match=r"^args\.adapters\.arr: pirate has no adapter_config.json"):
+        resolve_model(args)
+    (tmp_path / "pirate" / "adapter_config.json").write_text("{}")
+    assert resolve_model(args).adapters == {"arr": str(tmp_path / "pirate")}
+
+
 def test_one_model_and_several_are_the_same_settings() -> None:
     alone = ServeArgs.parse({"model": "x/a", "aliases": ["b"], "autoscaling": {"max_replicas": 2}})
     several = ServeArgs.parse({"models": [alone.all_models[0].model_dump(exclude_unset=True), {"model": "c"}]})

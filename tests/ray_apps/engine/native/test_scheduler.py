@@ -11,6 +11,7 @@ class Asked:
     ids: list[int]
     left: int = 1
     reuses: bool = True
+    kind: object = None
 
 
 def scheduler(num_slots: int, *owners: Asked, prefill_tokens: int = 10) -> Scheduler[Asked]:
