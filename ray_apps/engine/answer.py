@@ -9,8 +9,8 @@ from ray_apps.engine.protocol import FinishReason, SamplingParams, TokenDelta, T
 class Answer:
     """The answer to one request.
 
-    It ends at a token of `end_ids`, at a stop token or string (the request's or one of `model_stop`) or at
-    `max_tokens`. An end token gives no text.
+    It ends at a token of `end_ids` unless it ignores those, at a stop token or string (the request's or one of
+    `model_stop`) or at `max_tokens`. An end token gives no text.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Answer:
     ) -> None:
         self.finished = False
         self._max_tokens = sampling.max_tokens
-        self._end_ids = {*end_ids, *sampling.stop_token_ids}
+        self._end_ids = {*(() if sampling.ignore_eos else end_ids), *sampling.stop_token_ids}
         self._detokenizer = Detokenizer(vocabulary, (*sampling.stop, *model_stop), strip_space=strip_space)
         self._num_tokens = 0
         self._pending: list[int] = []

@@ -7,6 +7,7 @@ and seed change nothing.
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 from ray_apps.engine.answer import Answer
@@ -103,7 +104,8 @@ class FakeEngine:
             yield TokenDelta("", (), "length")
             return
         answer = Answer(request.sampling, _BYTES, end_ids={_END})
-        for count, token in enumerate(_last_user_message(request.prompt_ids)):
+        told = _last_user_message(request.prompt_ids)
+        for count, token in enumerate(cycle(told) if request.sampling.ignore_eos else told):
             await asyncio.sleep(self._pause_s)
             if count == self._fail_after:
                 raise EngineError("the fake engine was told to fail")

@@ -41,8 +41,9 @@ class SamplingParams:
     them; `repetition_penalty` divides what is positive of those that prompt or answer have, and multiplies the rest
     (Keskar et al. 2019, 4.1). `logit_bias`: pairs of a token and what is added to its logit. `stop` strings and
     `stop_token_ids` end an answer and are not part of it. `logprobs`: how many of the likeliest tokens are told with
-    each token's own log probability; None: none are. `json_schema`: what the answer is to follow, as JSON text. Equal
-    seeds give equal answers on one machine; None draws a fresh one.
+    each token's own log probability; None: none are. `json_schema`: what the answer is to follow, as JSON text.
+    `ignore_eos`: the model's own end tokens end nothing. Equal seeds give equal answers on one machine; None draws a
+    fresh one.
     """
 
     max_tokens: int
@@ -59,6 +60,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     json_schema: str | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

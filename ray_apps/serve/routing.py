@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ray_apps.serve.errors import model_not_found
+from ray_apps.serve.errors import bad_request, model_not_found
 from ray_apps.serve.jobs import Backend
 from ray_apps.serve.protocol.models import ModelCard
 
@@ -50,6 +50,17 @@ class Router:
         if name not in self._routes:
             raise model_not_found(name)
         return self._routes[name]
+
+    def find_or_only(self, name: str | None) -> Route:
+        """The model that answers to `name`, which need not be given where there is one model.
+
+        Raises:
+            ApiError: there is no such model, or several.
+        """
+        if name is None and len(self.models) > 1:
+            names = ", ".join(model.name for model in self.models)
+            raise bad_request(f"model: is required; valid: {names}", param="model", code="missing_required_parameter")
+        return self.find(self.models[0].name if name is None else name)
 
     def card(self, name: str) -> ModelCard:
         """What is said of the model that answers to `name`.

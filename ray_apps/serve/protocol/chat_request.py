@@ -1,22 +1,12 @@
-"""The body of `POST /v1/chat/completions`, its fields in the order of the OpenAI reference.
-
-A field is honoured, or it changes nothing about the answer and is ignored, or it may only have a value that asks for
-nothing (`_NEUTRAL`). Anything else is refused: no request is answered as if it had said something else.
-"""
+"""The body of `POST /v1/chat/completions`."""
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+from ray_apps.serve.protocol.fields import SamplingFields, Text, Wire, refuse_unless_neutral
 
 # Values that ask for what happens anyway. Null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -38,20 +28,6 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "refusal": (),
     "tool_calls": ([],),
 }
-_MAX_STOP_STRINGS = 4
-_MAX_STOP_TOKENS = 64
-_MAX_BIASES = 1024
-_MAX_ANSWERS = 128
-
-
-def _check_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError(
-            "invalid_unicode", "is not valid Unicode: it holds half of a surrogate pair"
-        ) from None
-    return text
 
 
 def _as_parts(content: Any) -> Any:
@@ -62,50 +38,14 @@ def _as_parts(content: Any) -> Any:
     raise PydanticCustomError("invalid_type", "should be a string or a list of text parts")
 
 
-def _as_list(stop: Any) -> Any:
-    if stop is None:
-        return []
-    if isinstance(stop, str):
-        return [stop]
-    if isinstance(stop, list):
-        return stop
-    raise PydanticCustomError("invalid_type", "should be a string or a list of strings")
-
-
-def _as_token_ids(biases: Any) -> Any:
-    """JSON has no numbers for keys."""
-    if not isinstance(biases, dict):
-        return biases
-    try:
-        return {int(token): bias for token, bias in biases.items()}
-    except ValueError:
-        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases") from None
-
-
-def _refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
-    if value is None or any(type(value) is type(allowed) and value == allowed for allowed in neutral):
-        return
-    raise PydanticCustomError("unsupported_parameter", "is not supported by this server with this value; leave it out")
-
-
-Text = Annotated[str, AfterValidator(_check_unicode)]
-StopString = Annotated[Text, Field(min_length=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TextPart(_Wire):
+class TextPart(Wire):
     """A part of a message. Images, sounds and files are not understood."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message. `developer` is another word for `system`."""
 
     role: Literal["developer", "system", "user", "assistant"]
@@ -120,7 +60,7 @@ class ChatMessage(_Wire):
     @field_validator(*_NEUTRAL_IN_MESSAGE, mode="before")
     @classmethod
     def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
-        _refuse_unless_neutral(value, _NEUTRAL_IN_MESSAGE[info.field_name or ""])
+        refuse_unless_neutral(value, _NEUTRAL_IN_MESSAGE[info.field_name or ""])
 
     def to_template(self) -> dict[str, str]:
         """The message as a chat template takes it. Parts of a text are put on lines of their own."""
@@ -129,14 +69,7 @@ class ChatMessage(_Wire):
         return message if self.name is None else {**message, "name": self.name}
 
 
-class StreamOptions(_Wire):
-    """`include_usage` asks for a last chunk with token counts; obfuscation is a matter of transport, and ignored."""
-
-    include_obfuscation: bool | None = None
-    include_usage: bool | None = None
-
-
-class JsonSchema(_Wire):
+class JsonSchema(Wire):
     """A schema that the answer is to follow. It always is followed strictly."""
 
     name: str
@@ -145,7 +78,7 @@ class JsonSchema(_Wire):
     strict: bool | None = None
 
 
-class ResponseFormat(_Wire):
+class ResponseFormat(Wire):
     """Any text, a JSON object whatever it says, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -166,57 +99,39 @@ class ResponseFormat(_Wire):
         return '{"type": "object"}' if self.type == "json_object" else None
 
 
-class ChatCompletionRequest(_Wire):
+class ChatCompletionRequest(SamplingFields):
     """What a client asks for."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    model: str
     audio: Any = None
-    frequency_penalty: Penalty | None = None
     function_call: Any = None
     functions: Any = None
-    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_as_token_ids)] | None = Field(None, max_length=_MAX_BIASES)
     logprobs: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     metadata: Any = None
     modalities: Any = None
     moderation: Any = None
-    n: int | None = Field(None, ge=1, le=_MAX_ANSWERS)
     parallel_tool_calls: Any = None
     prediction: Any = None
-    presence_penalty: Penalty | None = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     response_format: ResponseFormat | None = None
     safety_identifier: Any = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     service_tier: Any = None
-    stop: Annotated[list[StopString], BeforeValidator(_as_list)] = Field(default=[], max_length=_MAX_STOP_STRINGS)
     store: Any = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     tool_choice: Any = None
     tools: Any = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    user: Any = None
     verbosity: Any = None
     web_search_options: Any = None
-
-    # Not OpenAI's: those that other open servers have too.
-    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
-    stop_token_ids: list[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
-    top_k: int | None = Field(None, ge=-1)
 
     @field_validator(*_NEUTRAL, mode="before")
     @classmethod
     def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
-        _refuse_unless_neutral(value, _NEUTRAL[info.field_name or ""])
+        refuse_unless_neutral(value, _NEUTRAL[info.field_name or ""])
 
     @field_validator("max_tokens")
     @classmethod
@@ -232,19 +147,7 @@ class ChatCompletionRequest(_Wire):
             raise PydanticCustomError("invalid_value", "is only allowed when 'logprobs' is true")
         return value
 
-    @field_validator("stream_options")
-    @classmethod
-    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise PydanticCustomError("invalid_value", "is only allowed when 'stream' is true")
-        return value
-
     @property
     def answer_limit(self) -> int | None:
         """The most tokens the answer may have, under either of the field's two names."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with token counts."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)

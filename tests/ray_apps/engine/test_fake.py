@@ -74,3 +74,10 @@ async def test_it_has_the_adapters_that_it_is_told() -> None:
     assert [delta.text async for delta in engine.generate(asked)] == ["x", ""]
     with pytest.raises(UnsupportedError, match="no adapter 'b'; valid: a"):
         await anext(engine.generate(replace(asked, adapter="b")))
+
+
+async def test_an_answer_that_ignores_its_end_goes_on_to_its_limit() -> None:
+    engine = FakeEngine()
+    asked = replace(request(engine, "ab"), sampling=SamplingParams(max_tokens=5, ignore_eos=True))
+    told = [delta async for delta in engine.generate(asked)]
+    assert ("".join(delta.text for delta in told), told[-1].finish_reason) == ("abab", "length")

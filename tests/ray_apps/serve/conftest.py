@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,20 @@ from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.routing import ServedModel
 
 Client = Callable[..., httpx.AsyncClient]
+
+
+def events(response: httpx.Response) -> list[str]:
+    """The data of each event of a stream."""
+    lines = response.text.split("\n\n")
+    assert lines.pop() == ""
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    return [line.removeprefix("data: ") for line in lines]
+
+
+def chunks(response: httpx.Response) -> list[dict[str, Any]]:
+    *data, done = events(response)
+    assert done == "[DONE]"
+    return [json.loads(chunk) for chunk in data]
 
 
 @pytest.fixture

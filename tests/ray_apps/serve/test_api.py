@@ -14,24 +14,10 @@ from ray_apps.engine.fake import FakeEngine
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.routing import ServedModel
-from tests.ray_apps.serve.conftest import Client
+from tests.ray_apps.serve.conftest import Client, chunks, events
 
 Ask = Callable[..., dict[str, Any]]
 CHAT = "/v1/chat/completions"
-
-
-def events(response: httpx.Response) -> list[str]:
-    """The data of each event of a stream."""
-    lines = response.text.split("\n\n")
-    assert lines.pop() == ""
-    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
-    return [line.removeprefix("data: ") for line in lines]
-
-
-def chunks(response: httpx.Response) -> list[dict[str, Any]]:
-    *data, done = events(response)
-    assert done == "[DONE]"
-    return [json.loads(chunk) for chunk in data]
 
 
 async def test_an_answer_has_the_shape_that_openai_documents(api_client: Client, ask: Ask) -> None:

@@ -2,7 +2,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from ray_apps.serve.chat import Header, complete, start_chunks
+from ray_apps.serve.answers import Header, started
+from ray_apps.serve.chat import chunks, complete
 from ray_apps.serve.errors import ApiError
 from ray_apps.serve.jobs import Delta
 
@@ -17,10 +18,11 @@ async def nothing() -> AsyncGenerator[Delta, None]:
 
 
 async def test_an_answer_that_stops_without_a_reason_is_no_answer() -> None:
+    header = Header("m", "id")
     with pytest.raises(ApiError):
-        await complete(Header("m"), cut_short())
+        await complete(header, cut_short())
     with pytest.raises(ApiError):
-        await start_chunks(Header("m"), nothing(), include_usage=False)
-    chunks = await start_chunks(Header("m"), cut_short(), include_usage=False)
+        await started(nothing(), 1)
+    pieces = await started(cut_short(), 1)
     with pytest.raises(ApiError):
-        [chunk async for chunk in chunks]
+        [chunk async for chunk in chunks(header, pieces, include_usage=False)]

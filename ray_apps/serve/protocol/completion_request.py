@@ -1,0 +1,78 @@
+"""The body of `POST /v1/completions`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from ray_apps.serve.protocol.fields import MAX_ANSWERS, SamplingFields, check_unicode, refuse_unless_neutral
+
+MAX_PROMPTS = 256
+_DEFAULT_TOKENS = 16
+
+
+def read_prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """One text or list of ids, or a list of either, as texts or ids."""
+    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError("invalid_type", "should be a string, a list of token ids, or a filled list of those")
+    if len(value) > MAX_PROMPTS:
+        raise PydanticCustomError("invalid_value", f"should be at most {MAX_PROMPTS} texts")
+    return tuple(map(_read_prompt, value))
+
+
+def _read_prompt(one: Any) -> str | tuple[int, ...]:
+    if isinstance(one, str):
+        return check_unicode(one)
+    if isinstance(one, list) and one and all(type(token) is int for token in one):
+        return tuple(one)
+    raise PydanticCustomError("invalid_type", "should hold strings or filled lists of token ids")
+
+
+Prompts = Annotated[
+    tuple[str | tuple[int, ...], ...],
+    PlainValidator(read_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
+class CompletionRequest(SamplingFields):
+    """What a client asks for. `logprobs`: how many of the likeliest tokens are told beside each token."""
+
+    prompt: Prompts
+    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(None, ge=0)
+    suffix: Any = None
+
+    @field_validator("suffix", mode="before")
+    @classmethod
+    def _is_neutral(cls, value: Any) -> None:
+        refuse_unless_neutral(value, ("",))
+
+    @field_validator("best_of")
+    @classmethod
+    def _is_what_is_given_back(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value != (info.data.get("n") or 1):
+            raise PydanticCustomError("invalid_value", "is not supported unless it is 'n'; leave it out")
+        return value
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _is_0_only_for_an_echo(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value == 0 and not info.data.get("echo"):
+            raise PydanticCustomError("invalid_value", "should be at least 1 unless 'echo' is true")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_few_answers(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(value) * (info.data.get("n") or 1) > MAX_PROMPTS:
+            raise PydanticCustomError("invalid_value", f"asks for more than {MAX_PROMPTS} answers with this 'n'")
+        return value
+
+    @property
+    def answer_limit(self) -> int:
+        """The most tokens an answer may have."""
+        return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens

@@ -1,0 +1,12 @@
+"""`POST /tokenize`: from a request to a job."""
+
+from ray_apps.serve.jobs import ChatPrompt, TextPrompt, TokenizeJob
+from ray_apps.serve.protocol.tokenize import TokenizeRequest
+
+
+def tokens_job(request: TokenizeRequest) -> TokenizeJob:
+    """What the request asks the backend to do."""
+    if request.messages is not None:
+        prompt = ChatPrompt(tuple(message.to_template() for message in request.messages))
+        return TokenizeJob(prompt, "messages")
+    return TokenizeJob(TextPrompt(request.prompt or "", request.add_special_tokens is not False))
