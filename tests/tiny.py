@@ -85,28 +85,31 @@ def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     tokenizer.chat_template = TEMPLATES[name].jinja(opens_with_bos=bool(encoders_of(tokenizer).for_templates.bos))
 
 
-def write_model(directory: Path, *, template: str = "chatml", num_key_value_heads: int = 2) -> Path:
-    """A random two-layer Llama of 64 dimensions with a byte-level tokenizer, as a model directory."""
+def write_model(directory: Path, *, template: str = "chatml", **config: object) -> Path:
+    """A random two-layer Llama of 64 dimensions with a byte-level tokenizer, as a model directory.
+
+    `config`: fields of its configuration that are to be other ones.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_level()
     set_template(tokenizer, template)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=num_key_value_heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    fields: dict[str, object] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    LlamaForCausalLM(LlamaConfig(**{**fields, **config})).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

@@ -12,16 +12,13 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 
-from data_prep.tokenizer import encode_prompt
+from ray_apps.engine.language import LanguageEngine
 from ray_apps.engine.native.adapters import Adapters
 from ray_apps.engine.native.cache import Segment
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
-from ray_apps.engine.native.grammar import Grammar, Grammars
 from ray_apps.engine.native.jobs import AnswerJob, EmbeddingJob, Item, Job, Outcome, Part
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.pulse import PATIENCE_S, Pulse
@@ -31,11 +28,8 @@ from ray_apps.engine.protocol import (
     EngineStats,
     EngineStoppedError,
     GenerationRequest,
-    SamplingError,
-    SamplingParams,
     TokenDelta,
 )
-from ray_apps.engine.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +43,7 @@ class _Counts:
     generated: int = 0
 
 
-class NativeEngine:
+class NativeEngine(LanguageEngine):
     """Serves a `LoadedModel`. See `Engine` for its surface.
 
     `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
@@ -70,8 +64,8 @@ class NativeEngine:
         adapters: Mapping[str, str] | None = None,
         max_loaded_adapters: int = 8,
     ) -> None:
+        super().__init__(loaded.language)
         self._loaded = loaded
-        self._texts = Texts(loaded.tokenizer)
         self._counts = _Counts()
         self._adapters = Adapters(loaded.model, adapters or {}, max_loaded_adapters)
         num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
@@ -89,52 +83,6 @@ class NativeEngine:
     def max_model_len(self) -> int:
         """The most tokens a prompt and its answer may have together."""
         return self._loaded.max_model_len
-
-    def check_sampling(self, sampling: SamplingParams) -> None:
-        """Return if there are such tokens, and such a schema can be followed."""
-        if unknown := [token for token, _ in sampling.logit_bias if not 0 <= token < self.vocab_size]:
-            raise SamplingError("logit_bias", f"{unknown[0]} is no token; valid: 0 to {self.vocab_size - 1}")
-        self._grammar(sampling)
-
-    def _grammar(self, sampling: SamplingParams) -> Grammar | None:
-        if sampling.json_schema is None:
-            return None
-        try:
-            return self._grammars.compile(sampling.json_schema)
-        except ValueError as error:
-            raise SamplingError("response_format", str(error)) from None
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        return Grammars(self._loaded.tokenizer, self.vocab_size, self._loaded.end_ids)
-
-    @property
-    def vocab_size(self) -> int:
-        """Logits of the model; the tokenizer may know fewer tokens."""
-        return int(self._loaded.model.config.get_text_config().vocab_size)
-
-    @property
-    def chat_template(self) -> str | None:
-        """The model's own chat template, as Jinja; of several, that for tools."""
-        tokenizer = self._loaded.tokenizer
-        return tokenizer.get_chat_template(tools=[{}]) if tokenizer.chat_template else None
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for in a text; nothing if it is a special one."""
-        pieces = self._loaded.vocabulary.pieces
-        return pieces[token_id] if token_id < len(pieces) else b""
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """Ids of `messages` by the model's own chat template."""
-        return encode_prompt(self._loaded.tokenizer, messages, tools)
-
-    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a whole text, in which special tokens may be spelled out."""
-        return self._texts.encode(text, add_special_tokens=add_special_tokens)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
-        return self._texts.decode(token_ids)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the answer to `request`, which joins those under way as soon as there is room."""

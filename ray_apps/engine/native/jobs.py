@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ray_apps.engine.answer import Answer
+from ray_apps.engine.grammar import Grammar
 from ray_apps.engine.native.adapters import Adapter
-from ray_apps.engine.native.grammar import Grammar
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.prompts import MeanState, PromptScorer
 from ray_apps.engine.native.sampling import Choice, Sampler
@@ -92,13 +91,7 @@ class AnswerJob(Job):
         self._scorer = None
         if request.prompt_logprobs is not None:
             self._scorer = PromptScorer(request.prompt_ids, request.prompt_logprobs)
-        self._answer = Answer(
-            request.sampling,
-            loaded.vocabulary,
-            end_ids=loaded.end_ids,
-            model_stop=loaded.stop_strings,
-            strip_space=loaded.answer_opens_with_space,
-        )
+        self._answer = loaded.language.new_answer(request.sampling)
 
     def wanted(self, start: int, count: int, *, is_last: bool) -> range:
         """All while the prompt is scored, otherwise the last."""

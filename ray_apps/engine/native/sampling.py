@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ray_apps.engine.native.grammar import Grammar
+from ray_apps.engine.grammar import Grammar
 from ray_apps.engine.protocol import SamplingParams, TokenLogprob
 
 MIN_TEMPERATURE = 1e-5

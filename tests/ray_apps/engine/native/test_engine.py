@@ -27,7 +27,6 @@ from ray_apps.engine.protocol import (
     TokenDelta,
     UnsupportedError,
 )
-from tests import tiny
 
 CHAT = [{"role": "user", "content": "Who are you? 🙂"}]
 
@@ -300,11 +299,6 @@ async def test_an_answer_ends_at_a_stop_string_of_the_generation_config(
     changed = make_engine(stop_strings=[stop])
     ended = await answer(changed, request(changed, temperature=1.0, seed=5))
     assert "".join(delta.text for delta in ended) == usual[: usual.index(stop)]
-
-
-@pytest.mark.parametrize(("template", "opens"), [("vicuna_v1.1", True), ("chatml", False), ("llama-2", True)])
-def test_the_space_that_a_template_writes_before_an_answer_is_known(tmp_path: Path, template: str, opens: bool) -> None:
-    assert load(tiny.write_model(tmp_path, template=template)).answer_opens_with_space is opens
 
 
 def test_the_model_says_how_long_it_reads_and_less_may_be_asked_for(tiny_model_dir: Path) -> None:
