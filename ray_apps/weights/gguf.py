@@ -16,6 +16,7 @@ def convert_gguf(file: Path, output: Path) -> None:
         file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model.config.architectures = [type(model).__name__]  # a GGUF does not say; vLLM and `transformers serve` ask for it
     with written_aside(output) as directory:
         write_tensors(directory, model.named_parameters())  # of tied weights only one is a parameter
         model.config.save_pretrained(directory)

@@ -24,6 +24,7 @@ def test_the_demo_s_base_becomes_an_ordinary_model_directory(tmp_path: Path) -> 
     weights = load_file(tmp_path / "base" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in weights  # it is the embedding
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert json.loads((tmp_path / "base" / ORIGIN).read_text()) == {"gguf": BASE_FILE}
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
