@@ -153,7 +153,7 @@ def test_every_wrong_field_gets_a_line(tmp_path: Path) -> None:
         ("prep recipe.yaml data.identity.count=99999", "data.identity.count: 99999 is not valid; expected 1 to "),
         ("prep recipe.yaml data.output=chats.json/new", "data.output: 'chats.json/new' is not outside of the source "),
         ("prep recipe.yaml data.output=model", "data.output: 'model' "),
-        ("train recipe.yaml train.dataset=nowhere", "dataset 'nowhere': there is no manifest.json; make one with"),
+        ("train recipe.yaml train.dataset=nowhere", "train.dataset: dataset 'nowhere': there is no manifest.json"),
         ("train recipe.yaml train.model=nowhere", "model 'nowhere': no such directory"),
         ("train recipe.yaml train.model=dataset", "model 'dataset': the directory has no config.json"),
         (
