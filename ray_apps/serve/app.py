@@ -79,11 +79,23 @@ def replica_options(args: ModelArgs) -> dict[str, Any]:
     return {
         "name": re.sub(r"[^\w.-]", "-", args.served_name, flags=re.ASCII),  # it is part of the names of log files
         **scale,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
+        **_devices(args),
         "max_ongoing_requests": args.max_ongoing_requests,
         "max_queued_requests": args.max_queued_requests,
         "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
         "max_constructor_retry_count": _MAX_CONSTRUCTOR_TRIES,
+    }
+
+
+def _devices(args: ModelArgs) -> dict[str, Any]:
+    """A device of its own; of several each is a bundle in one placement group, where vLLM puts its workers."""
+    num_gpus = 1 if args.device == "cuda" else 0
+    if args.num_devices == 1:
+        return {"ray_actor_options": {"num_cpus": 1, "num_gpus": num_gpus}}
+    return {
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
+        "placement_group_bundles": [{"CPU": 1, **({"GPU": 1} if num_gpus else {})}] * args.num_devices,
+        "placement_group_strategy": "STRICT_PACK",
     }
 
 

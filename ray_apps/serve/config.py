@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -51,13 +51,15 @@ class ModelArgs(Settings):
     max_loaded_adapters: int = Field(8, ge=1)
     """Adapters that a replica holds at a time; others are loaded when they are asked for."""
     engine: EngineName = "auto"
-    """What generates. `fake` needs no model and echoes."""
+    """What generates: `auto` is vLLM on a GPU that has it, else `native`. `fake` echoes, without a model."""
+    engine_args: dict[str, Any] = Field(default={})
+    """Further arguments of vLLM's `AsyncEngineArgs`, such as `gpu_memory_utilization`; for that engine."""
     device: Device = "auto"
     """Where: `auto` is a GPU if the cluster has one or can get one."""
     dtype: Dtype = "auto"
     """Of the weights; `auto` keeps that of the files."""
     tensor_parallel_size: Literal["auto"] | int = "auto"
-    """Devices of one replica. An engine runs on one so far."""
+    """Devices of one replica. Only the vllm engine shares a model among several."""
     max_model_len: int | None = Field(None, ge=2)
     """Tokens of prompt and answer together; by default what the model was made for."""
     num_threads: int | None = Field(None, ge=1)
@@ -75,9 +77,9 @@ class ModelArgs(Settings):
 
     @field_validator("tensor_parallel_size")
     @classmethod
-    def _runs_on_one_device(cls, value: str | int) -> str | int:
-        if value not in ("auto", 1):
-            raise ValueError(f"{value} is not valid; an engine runs on one device, so expected 'auto' or 1")
+    def _is_shared_by_vllm(cls, value: str | int, info: ValidationInfo) -> str | int:
+        if value not in ("auto", 1) and (info.data.get("engine") != "vllm" or int(value) < 1):
+            raise ValueError(f"{value} is not valid; expected 'auto' or 1, or a number of devices with engine 'vllm'")
         return value
 
     @field_validator("autoscaling")
@@ -102,6 +104,11 @@ class ModelArgs(Settings):
     def served_name(self) -> str:
         """What clients put into `model`."""
         return self.model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of one replica."""
+        return 1 if self.tensor_parallel_size == "auto" else self.tensor_parallel_size
 
     @property
     def max_replicas(self) -> int:

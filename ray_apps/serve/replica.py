@@ -32,6 +32,8 @@ class Replica:
             max_num_seqs=args.max_ongoing_requests,
             adapters=args.adapters,
             max_loaded_adapters=args.max_loaded_adapters,
+            tensor_parallel_size=args.num_devices,
+            engine_args=args.engine_args,
         )
         self._backend = EngineBackend(self._engine)
         self._hold = _holding(args.max_loaded_adapters)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.errors import ModelError
-from ray_apps.engine.build import build_engine
+from data_prep.errors import ConfigError, ModelError
+from ray_apps.engine.build import Device, build_engine, choose_engine
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.native.engine import NativeEngine
 
@@ -15,6 +15,25 @@ def test_auto_is_the_native_engine(tiny_model_dir: Path) -> None:
     assert isinstance(engine, NativeEngine)
     assert engine.max_model_len == 64
     engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "chosen"), [(True, "cuda", "vllm"), (True, "cpu", "native"), (False, "cuda", "native")]
+)
+def test_auto_is_vllm_where_that_and_a_gpu_are(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, device: Device, chosen: str
+) -> None:
+    monkeypatch.setattr("ray_apps.engine.build.is_vllm_installed", lambda: installed)
+    assert choose_engine("auto", device) == chosen
+    assert choose_engine("native", device) == "native"
+
+
+def test_what_only_vllm_has_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> None:
+    monkeypatch.setattr("ray_apps.engine.build.is_vllm_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"args\.engine: 'vllm' is not valid, .* the extra vicuna-ray\[vllm\]"):
+        build_engine("vllm", str(tiny_model_dir))
+    with pytest.raises(ConfigError, match=r"args\.engine_args: are those of vLLM"):
+        build_engine("native", str(tiny_model_dir), engine_args={"enforce_eager": True})
 
 
 def test_the_fake_engine_takes_no_model() -> None:

@@ -37,6 +37,17 @@ def test_a_gpu_is_reserved_only_where_one_is_used(monkeypatch: pytest.MonkeyPatc
         choose_resources(ServeArgs(device="cuda"))
 
 
+def test_each_device_of_a_replica_is_a_bundle_of_its_placement_group() -> None:
+    options = replica_options(ServeArgs(engine="vllm", tensor_parallel_size=2, device="cuda"))
+    assert options["placement_group_bundles"] == [{"CPU": 1, "GPU": 1}] * 2
+    assert options["placement_group_strategy"] == "STRICT_PACK"
+    assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
+    on_cpu = replica_options(ServeArgs(engine="vllm", tensor_parallel_size=2, device="cpu"))
+    assert on_cpu["placement_group_bundles"] == [{"CPU": 1}] * 2
+    with pytest.raises(ConfigError, match=r"args\.tensor_parallel_size: 2 is not valid; .* with engine 'vllm'"):
+        ServeArgs.parse({"engine": "native", "tensor_parallel_size": 2}, "args")
+
+
 def test_cores_are_shared_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_apps.serve.app.usable_cpus", lambda: 8)
     assert choose_resources(ServeArgs(device="cpu")).num_threads == 8

@@ -11,7 +11,7 @@ from ray_apps.serve.config import DEMO_MODEL, ServeArgs, resolve_model, resolve_
     ("fields", "message"),
     [
         ({"modell": "x"}, r"args\.modell: unknown field; did you mean 'model'\?"),
-        ({"engine": "vllm"}, r"args\.engine: 'vllm' is not valid; expected 'auto', 'native' or 'fake'"),
+        ({"engine": "tgi"}, r"args\.engine: 'tgi' is not valid; expected 'auto', 'native', 'vllm' or 'fake'"),
         ({"device": "tpu"}, r"args\.device: 'tpu' is not valid"),
         ({"dtype": "int8"}, r"args\.dtype: 'int8' is not valid"),
         ({"tensor_parallel_size": 2}, r"args\.tensor_parallel_size: 2 is not valid; .* 'auto' or 1"),
