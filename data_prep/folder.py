@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from pyarrow import fs
 
-from data_prep.storage import commit_directory, is_remote, open_filesystem, write_text
+from data_prep.storage import flush, flush_directory, is_remote, open_filesystem, write_text
 
 
 class Folder:
@@ -55,14 +55,14 @@ class Folder:
 
     def read(self, name: str) -> str | None:
         """The text of a file; None if there is no such file."""
-        path = f"{self.path}/{name}"
-        if not self.filesystem.get_file_info(path).is_file:
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}", compression=None) as stream:
+                return bytes(stream.read()).decode(errors="replace")
+        except FileNotFoundError:
             return None
-        with self.filesystem.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read()).decode(errors="replace")
 
     def write(self, name: str, text: str) -> None:
-        """Write a small file so that a reader sees the old text or the new, never a part."""
+        """Write a small file so that a reader sees the old text or the new, never a part. Creates no folder."""
         if not self.is_remote:
             write_text(Path(self.path) / name, text)
             return
@@ -101,12 +101,18 @@ class Folder:
             yield stream
 
     def move_file(self, name: str, to: str) -> None:
-        """Give a file in it another name."""
+        """Give a file in it, or on a disk a folder, another name."""
         self.filesystem.move(f"{self.path}/{name}", f"{self.path}/{to}")
 
     def commit_as(self, target: "Folder") -> None:
-        """Flush it to the disk and give it the name of `target`. Not for S3, which cannot rename."""
-        commit_directory(Path(self.path), Path(target.path))
+        """Flush it to the disk and give it the name of `target`, at once. Not for S3, which cannot rename.
+
+        Raises:
+            OSError: there is a `target` with something in it, or this is no longer there.
+        """
+        flush_directory(Path(self.path))
+        Path(self.path).rename(target.path)
+        flush(Path(target.path).parent)
 
     def upload(self, directory: Path) -> None:
         """Copy the files of a local directory into it."""

@@ -146,14 +146,19 @@ def check_replaceable(target: Path, marker: str, field: str) -> None:
 
 def commit_directory(aside: Path, target: Path) -> None:
     """Flush `aside` to the disk and rename it to `target`, replacing what was there."""
-    for path in [*aside.rglob("*"), aside]:
-        flush(path)
+    flush_directory(aside)
     old = aside.with_name(aside.name + ".old")
     if target.exists():
         target.rename(old)
     aside.rename(target)
     flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_directory(directory: Path) -> None:
+    """Force all that is in a directory to the disk."""
+    for path in [*directory.rglob("*"), directory]:
+        flush(path)
 
 
 def flush(path: Path) -> None:
@@ -166,8 +171,7 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a small file so that a reader sees the old text or the new, never a part. Its directory must be there."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.aside")
     try:
         aside.write_text(text)

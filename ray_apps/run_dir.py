@@ -2,6 +2,7 @@
 
     run/
         receipt.json                    what the run was made of
+        WRITER                          the command and the workers that took the run over last
         metrics.jsonl                   one line per step and per event; on S3 in parts, metrics-*.jsonl
         tensorboard/
         checkpoints/step-00000040/      complete: its COMPLETE marker lists each file's size and SHA-256
@@ -10,13 +11,21 @@
 On a disk a checkpoint is written aside, then marked, then renamed. On S3, which cannot rename, it is written in place
 under a name of its own (step-00000060-1f3a) and is complete once the marker is there. Whatever kills a process in
 between, the newest complete checkpoint is found.
+
+Of several writers the last that took the run over goes on. The others find out when they look, at the latest before
+they commit. One that looks just before it is too late does no harm either: on a disk a checkpoint gets its name, and
+loses it, at once and whole; on S3 none counts as complete without each of its files, and old ones are removed only by
+a writer that still is one after its marker is there.
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
+import socket
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +39,7 @@ MARKER, DAMAGED = "COMPLETE", "DAMAGED"
 RECEIPT_NAME = "receipt.json"
 ENVIRONMENT = "environment"
 """In a receipt, what the run was begun with; it may go on with something else."""
-STOP = "STOP"
+STOP, WRITER = "STOP", "WRITER"
 PART_BYTES = 256 * 1024
 PART_INTERVAL_S = 5.0
 
@@ -67,29 +76,63 @@ class RunDir:
         self._part = ""
         self._written_at = 0.0
 
-    def aside(self, step: int, attempt: str) -> Folder:
-        """Where the checkpoint of `step` is written before it is complete. `attempt` tells two writers apart."""
+    def take_over(self, launch: str, workers: str | None = None) -> None:
+        """Let a command, and then its `workers`, alone write checkpoints from now on."""
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        self.folder.make()
+        self.folder.write(WRITER, json.dumps({"launch": launch, "workers": workers, "process": process}))
+
+    def lost_to(self, writer: str) -> str | None:
+        """How a command or its workers lost the run to others; None if they did not."""
+        text = self.folder.read(WRITER)
+        if text is None:
+            return f"{self.folder} was removed, or is not seen by {socket.gethostname()}: it has no file {WRITER}"
+        known = json.loads(text)
+        return None if writer in known.values() else f"{self.folder} was taken over by {known['process']}"
+
+    def _check_writer(self, writer: str) -> None:
+        if lost := self.lost_to(writer):
+            raise OSError(lost)
+
+    def aside(self, step: int, writer: str) -> Folder:
+        """Where the workers `writer` write the checkpoint of `step` before it is complete."""
         return self.checkpoints / (
-            f"{_name(step)}-{attempt}" if self.folder.is_remote else f".{_name(step)}.{attempt}.aside"
+            f"{_name(step)}-{writer}" if self.folder.is_remote else f".{_name(step)}.{writer}.aside"
         )
 
-    def begin_checkpoint(self, step: int, attempt: str) -> Folder:
-        """An empty place to write the checkpoint of `step` to; remains of interrupted saves are removed."""
+    def begin_checkpoint(self, step: int, writer: str) -> Folder:
+        """An empty place to write the checkpoint of `step` to; remains of interrupted saves are removed.
+
+        Raises:
+            OSError: others have taken the run over.
+        """
+        self._check_writer(writer)
         complete = {checkpoint.folder.place for checkpoint in self._complete(warn=False)}
         for name in self.checkpoints.folders():
-            remains = name.startswith(".step-") or (
-                self.folder.is_remote and name.startswith("step-") and DAMAGED not in (self.checkpoints / name).sizes()
-            )
-            if remains and (self.checkpoints / name).place not in complete:
-                (self.checkpoints / name).remove()
-        aside = self.aside(step, attempt)
+            folder, step_of = self.checkpoints / name, _step(name)
+            is_ours = step_of is not None and (self.folder.is_remote or name == _name(step_of))
+            remains = name.startswith(".step-") or (is_ours and DAMAGED not in folder.sizes())
+            if remains and folder.place not in complete:
+                self._remove(name)
+        aside = self.aside(step, writer)
         aside.make()
         return aside
+
+    def _remove(self, name: str) -> None:
+        """Remove a checkpoint or remains; on a disk the name goes first, so that none is ever seen without a part."""
+        if not self.folder.is_remote:
+            removed = f".step-{uuid.uuid4().hex}.removed"
+            try:
+                self.checkpoints.move_file(name, removed)
+            except FileNotFoundError:  # it has just been committed, or another removes it
+                return
+            name = removed
+        (self.checkpoints / name).remove()
 
     def commit_checkpoint(
         self,
         step: int,
-        attempt: str,
+        writer: str,
         files: Files,
         *,
         eval_loss: float | None = None,
@@ -98,18 +141,38 @@ class RunDir:
     ) -> Checkpoint:
         """Mark the checkpoint complete and put it in place; then remove what need not stay.
 
-        The newest `keep_last` stay, and the `keep_best` of the lowest loss on the rows held out.
+        The newest `keep_last` stay, and the `keep_best` of the lowest loss on the rows held out. One that is complete
+        already is never replaced.
+
+        Raises:
+            OSError: others have taken the run over, or a file is not there as it was written.
         """
-        aside = self.aside(step, attempt)
+        aside = self.aside(step, writer)
+        self._check_writer(writer)
+        if missing := _missing(aside, files):
+            raise OSError(f"{aside}: {missing}")
         aside.write(MARKER, json.dumps({"step": step, "eval_loss": eval_loss, "files": files}, indent=1))
-        target = aside if self.folder.is_remote else self.checkpoints / _name(step)
-        if target is not aside:
-            aside.commit_as(target)
+        committed = Checkpoint(step, aside, files, eval_loss) if self.folder.is_remote else self._rename(step, aside)
         try:
+            self._check_writer(writer)
             self._remove_old(keep_last, keep_best)
         except OSError as error:  # the new one is complete, whatever becomes of the old
             logger.warning("%s: an old checkpoint cannot be removed: %s", self.checkpoints, error)
-        return Checkpoint(step, target, files, eval_loss)
+        return committed
+
+    def _rename(self, step: int, aside: Folder) -> Checkpoint:
+        """Give a marked checkpoint its name, unless one that is complete has it."""
+        target = self.checkpoints / _name(step)
+        if isinstance(_read_marker(target), dict):
+            aside.remove()
+        else:
+            if _name(step) in self.checkpoints.folders():
+                self._remove(_name(step))
+            aside.commit_as(target)
+        marker = _read_marker(target)
+        if isinstance(marker, str):
+            raise OSError(f"{target}: {marker}")
+        return Checkpoint(step, target, marker["files"], marker.get("eval_loss"))
 
     def _remove_old(self, keep_last: int, keep_best: int) -> None:
         complete = self.complete_checkpoints()
@@ -117,7 +180,7 @@ class RunDir:
         stay = {c.folder.place for c in complete[:keep_last]} | {place for *_, place in judged[:keep_best]}
         for checkpoint in complete:
             if checkpoint.folder.place not in stay:
-                checkpoint.folder.remove()
+                self._remove(checkpoint.folder.place.rpartition("/")[2])
 
     def complete_checkpoints(self) -> list[Checkpoint]:
         """All complete checkpoints, the newest first. Their bytes are not read."""
@@ -197,6 +260,7 @@ class RunDir:
         known = self.read_receipt()
         if known is None:
             whole = {**receipt, **({ENVIRONMENT: environment} if environment else {})}
+            self.folder.make()
             self.folder.write(RECEIPT_NAME, json.dumps(whole, indent=2, sort_keys=True) + "\n")
         elif changed := differences({k: v for k, v in known.items() if k != ENVIRONMENT}, receipt):
             raise RunError(
@@ -284,13 +348,17 @@ def _read_marker(folder: Folder) -> dict[str, Any] | str:
         return f"no {MARKER} marker"
     try:
         marker = json.loads(text)
-        expected = {name: int(file["bytes"]) for name, file in marker["files"].items()}
+        return _missing(folder, marker["files"]) or dict(marker)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"unreadable {MARKER} marker"
+
+
+def _missing(folder: Folder, files: Files) -> str | None:
+    """The first of the files that is not there with its size, if any."""
     sizes = folder.sizes()
-    for name, size in expected.items():
+    for name, file in files.items():
         if name not in sizes:
             return f"{name} is missing"
-        if sizes[name] != size:
-            return f"{name} has {sizes[name]} bytes instead of {size}"
-    return dict(marker)
+        if sizes[name] != int(file["bytes"]):
+            return f"{name} has {sizes[name]} bytes instead of {file['bytes']}"
+    return None

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -43,12 +42,12 @@ class Saver:
     collectives have a process group of their own, so that they never meet those of training.
     """
 
-    def __init__(self, run: RunDir, strategy: Strategy, settings: CheckpointSettings) -> None:
+    def __init__(self, run: RunDir, writer: str, strategy: Strategy, settings: CheckpointSettings) -> None:
         self._run = run
+        self._writer = writer
         self._strategy = strategy
         self._settings = settings
         self._group = dist.new_group(backend="gloo")
-        self._attempt = _from_first(uuid.uuid4().hex[:8], self._group)
         self._stager = DefaultStager(
             StagingOptions(
                 use_pinned_memory=torch.cuda.is_available(),
@@ -111,16 +110,16 @@ class Saver:
     def _write(self, saved: dict[str, Any], step: int, eval_loss: float | None) -> str | None:
         """Why saving failed, on every rank the same, or None. After a failure the checkpoints are what they were."""
         run, first = self._run, dist.get_rank() == 0
-        aside = run.aside(step, self._attempt)
+        aside = run.aside(step, self._writer)
         writer = ShardWriter(aside)
         files: list[Files] = [{}] * dist.get_world_size()
 
         def commit() -> Checkpoint:
             keep = {"keep_last": self._settings.keep_last, "keep_best": self._settings.keep_best}
             known = {name: file for part in files for name, file in part.items()}
-            return run.commit_checkpoint(step, self._attempt, known, eval_loss=eval_loss, **keep)
+            return run.commit_checkpoint(step, self._writer, known, eval_loss=eval_loss, **keep)
 
-        problem = self._together(lambda: first and run.begin_checkpoint(step, self._attempt))
+        problem = self._together(lambda: first and run.begin_checkpoint(step, self._writer))
         if problem is None:
             problem = self._together(lambda: save(saved, storage_writer=writer, process_group=self._group))
         dist.all_gather_object(files, writer.files, group=self._group)

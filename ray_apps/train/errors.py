@@ -4,7 +4,8 @@ RunError
 └── WouldFailAgain
     ├── Diverged
     ├── SameErrorAgain
-    └── SavesFailed
+    ├── SavesFailed
+    └── TakenOver
 """
 
 from data_prep.errors import RunError
@@ -24,3 +25,7 @@ class SameErrorAgain(WouldFailAgain):
 
 class SavesFailed(WouldFailAgain):
     """No checkpoint could be saved, several times in a row or at the end."""
+
+
+class TakenOver(WouldFailAgain):
+    """Another command, or other workers, go on with the run. Nothing is recorded: the run is theirs."""

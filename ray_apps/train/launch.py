@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,8 +48,8 @@ def train(
     command did, if that was earlier. SIGTERM lets the run save and ends it.
 
     Raises:
-        RunError: the run directory holds another run, or the run failed more often than `max_failures`; then the
-            message is the last failure's.
+        RunError: the run directory holds another run, another command has taken it over, or the run failed more often
+            than `max_failures`; then the message is the last failure's.
         KeyboardInterrupt: after Ctrl-C, and after SIGTERM once the run has saved.
     """
     manifest = check_run(config)
@@ -58,19 +59,19 @@ def train(
     latest, num_steps = run.latest_checkpoint(), count_run_steps(config, manifest)
     if latest is not None and latest.step == num_steps:
         return
+    launch = uuid.uuid4().hex[:8]
+    run.take_over(launch)
     run.forget_to_stop()
     now, before = environment(), _last_environment(run.read_metrics())
     run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
     with _followed(run, on_progress) as following, _own_signal_handlers(following):
         if before is not None and (changed := differences(before, now)):
             _warn(run, f"the run goes on with something else than before: {', '.join(changed)}")
-        told = _fit(config, run)
+        told = _fit(config, run, launch)
     if told.get("ended") == FAILED:
         raise RunError(f"training failed: {told['message']}")
     if told.get("ended") == STOPPED:
         raise KeyboardInterrupt
-    if not following.has_started.is_set():
-        raise RunError(f"train.run_dir: {config.run_dir!r} is not seen by all nodes: the workers wrote it elsewhere")
     if (latest := run.latest_checkpoint()) is None or latest.step < num_steps:
         raise RunError(f"training failed: it ended after step {latest.step if latest else 0} of {num_steps}")
 
@@ -80,7 +81,7 @@ def _last_environment(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((record["environment"] for record in reversed(records) if "environment" in record), None)
 
 
-def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
+def _fit(config: TrainConfig, run: RunDir, launch: str) -> dict[str, str]:
     """Start the workers, again after each failure but `max_failures`; what rank 0 says of how the run ended.
 
     Failures are counted here: Ray Train would count a machine that is gone before the deadline of its notice.
@@ -91,7 +92,7 @@ def _fit(config: TrainConfig, run: RunDir) -> dict[str, str]:
     while True:
         num_starts = _starts(run)[0]
         try:
-            result: Any = _trainer(config, run, use_gpu=use_gpu).fit()
+            result: Any = _trainer(config, run, launch, use_gpu=use_gpu).fit()
             return result.return_value or {}
         except WorkerGroupError as error:
             now, had_notice = _starts(run)
@@ -127,14 +128,14 @@ def _starts(run: RunDir) -> tuple[int, bool]:
     return len(starts), bool(starts) and "notice" in events[starts[-1] :]
 
 
-def _trainer(config: TrainConfig, run: RunDir, *, use_gpu: bool) -> TorchTrainer:
+def _trainer(config: TrainConfig, run: RunDir, launch: str, *, use_gpu: bool) -> TorchTrainer:
     absolute = {"run_dir": run.folder.place, "dataset": str(Path(config.dataset).absolute())}
     if (directory := Path(config.model)).is_dir():
         absolute["model"] = str(directory.absolute())
     fewest, most = config.worker_range
     return TorchTrainer(
         train_loop_per_worker,  # type: ignore[arg-type]
-        train_loop_config=config.model_copy(update=absolute).model_dump(),
+        train_loop_config={"config": config.model_copy(update=absolute).model_dump(), "launch": launch},
         scaling_config=ScalingConfig(
             num_workers=(fewest, most) if config.is_elastic else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=config.resize_every_s,  # type: ignore[call-arg]

@@ -24,8 +24,9 @@ from ray_apps.train.attention import choose_attention
 from ray_apps.train.checkpoint import restore_checkpoint
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import RowOrder, RowStore, load_batch
-from ray_apps.train.errors import Diverged, SavesFailed, WouldFailAgain
+from ray_apps.train.errors import Diverged, TakenOver, WouldFailAgain
 from ray_apps.train.evaluation import held_out_loss
+from ray_apps.train.fencing import take_over
 from ray_apps.train.metrics import FAILED, STOPPED, MetricsWriter
 from ray_apps.train.optimizer import learning_rate
 from ray_apps.train.repeats import errors_recorded, refuse_to_repeat
@@ -89,27 +90,30 @@ def run_training(
     device: torch.device,
     after_save: Callable[[dict[str, Any]], object] = lambda measures: None,
     notice: Callable[[], Notice | None] = lambda: None,
+    *,
+    launch: str | None = None,
 ) -> str:
     """Train until the last step, from the newest sound checkpoint if there is one; the event with which it ended.
 
-    `after_save` and `notice`: see `Outside`. SIGTERM, where this is the main thread of a process, and a request in the
-    run directory end the run after the step under way and a save. A save that fails is recorded, and training goes on
-    from memory until `checkpoint.max_failed_saves` in a row did.
+    `after_save` and `notice`: see `Outside`; `launch`: see `take_over`. SIGTERM, where this is the main thread of a
+    process, and a request in the run directory end the run after the step under way and a save. A save that fails is
+    recorded, and training goes on from memory until `checkpoint.max_failed_saves` in a row did.
 
     Raises:
-        WouldFailAgain: it diverged, or its saves failed.
+        WouldFailAgain: it diverged, its saves failed, or others took it over.
     """
     torch.set_num_threads(config.cpus_per_worker)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     if config.deterministic:
         make_deterministic()
     run = RunDir(config.run_dir)
+    writer = take_over(run, launch)
     refuse_to_repeat(run)
     with Watchdog(run, config.hang_timeout_s) as watchdog, errors_recorded(run, watchdog):
-        return _train(config, device, Outside(after_save, notice), watchdog)
+        return _train(config, writer, device, Outside(after_save, notice), watchdog)
 
 
-def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog: Watchdog) -> str:
+def _train(config: TrainConfig, writer: str, device: torch.device, outside: Outside, watchdog: Watchdog) -> str:
     """Build, restore, iterate, step, maybe save."""
     run, rows = RunDir(config.run_dir), RowStore(Path(config.dataset) / "train")
     held_out = RowStore(Path(config.dataset) / "eval")
@@ -136,7 +140,7 @@ def _train(config: TrainConfig, device: torch.device, outside: Outside, watchdog
     if changed := _changed_devices(run, places["devices"]):
         metrics.event("warning", message=f"the run goes on with other devices than before: {changed}")
     metrics.event("start", step=state.step, num_steps=num_steps, **places, **spent, attention=attention)
-    keeper = Keeper(config, strategy, metrics, outside, num_steps)
+    keeper = Keeper(config, writer, strategy, metrics, outside, num_steps)
     ended = "finish"
     with _recorded(metrics, keeper), stop_signal() as stop:
         for step in range(state.step, num_steps):
@@ -181,8 +185,10 @@ def _recorded(metrics: MetricsWriter, keeper: Keeper) -> Iterator[None]:
     """Make what ends the run its last event, once the save under way is over."""
     try:
         yield
+    except TakenOver:
+        raise
     except WouldFailAgain as error:
-        with suppress(SavesFailed):
+        with suppress(WouldFailAgain):
             keeper.settle()
         metrics.event(FAILED, message=str(error))
         raise

@@ -1,5 +1,6 @@
 """What happens between two steps: saves begun and ended, notices of preemption, requests to stop."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ import torch.distributed as dist
 from ray_apps.run_dir import RunDir
 from ray_apps.train.checkpoint import Saver
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.errors import SavesFailed
+from ray_apps.train.errors import SavesFailed, TakenOver
 from ray_apps.train.metrics import MetricsWriter
 from ray_apps.train.save_policy import SaveCosts, SavePolicy
 from ray_apps.train.state import TrainState
 from ray_apps.train.strategies.base import Strategy
 
+logger = logging.getLogger(__name__)
+
 URGENT_MARGIN = 1.25
 """An urgent save must be expected to be complete in the time left divided by this."""
 TAKEN_LATE_S = 5.0
 """Seconds after its deadline for which a machine is waited for to be taken away."""
-STOP_POLL_S = 1.0
+LOOK_S = 1.0
+"""Seconds between two looks at the run directory."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,19 @@ class Keeper:
     """Keeps a run's checkpoints. Every rank decides the same: rank 0's clock counts, and one rank can stop all."""
 
     def __init__(
-        self, config: TrainConfig, strategy: Strategy, metrics: MetricsWriter, outside: Outside, num_steps: int
+        self,
+        config: TrainConfig,
+        writer: str,
+        strategy: Strategy,
+        metrics: MetricsWriter,
+        outside: Outside,
+        num_steps: int,
     ) -> None:
         self._settings = config.checkpoint
         self._policy = SavePolicy(config.checkpoint, num_steps)
         self._run = RunDir(config.run_dir)
-        self._saver = Saver(self._run, strategy, config.checkpoint)
+        self._writer = writer
+        self._saver = Saver(self._run, writer, strategy, config.checkpoint)
         self._metrics = metrics
         self._outside = outside
         self._num_steps = num_steps
@@ -77,18 +88,23 @@ class Keeper:
 
         Raises:
             SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
+            TakenOver: others go on with the run.
         """
         judged = eval_loss is not None and self._settings.keep_best > 0
         self._step_s, self._stepped_at = time.monotonic() - self._stepped_at, time.monotonic()
         is_due = self._policy.is_due(
             state.step, self._stepped_at - self._saved_at, self._costs, tried=self._saved_step >= 0
         )
+        asked_to_stop, lost = self._look()
         wish = self._agree(
+            lost=lost is not None,
             save=self._is_first(judged or is_due),
             poll=self._is_first(time.monotonic() - self._polled_at >= self._settings.preemption_poll_s),
-            stop=stop or self._is_first(self._is_asked_to_stop()),
+            stop=stop or asked_to_stop,
             busy=self._saver.is_pending and not self._saver.is_done,
         )
+        if wish["lost"]:
+            raise TakenOver(lost or "the run was taken over")
         if self._saver.is_pending and not wish["busy"]:
             self._settle()
         if wish["poll"]:
@@ -136,11 +152,16 @@ class Keeper:
     def _is_first(value: bool) -> bool:
         return value and dist.get_rank() == 0
 
-    def _is_asked_to_stop(self) -> bool:
-        if dist.get_rank() != 0 or time.monotonic() - self._looked_at < STOP_POLL_S:
-            return False
+    def _look(self, *, at_once: bool = False) -> tuple[bool, str | None]:
+        """On rank 0, now and then: whether the run is asked to stop, and how it was lost to others."""
+        if dist.get_rank() != 0 or (time.monotonic() - self._looked_at < LOOK_S and not at_once):
+            return False, None
         self._looked_at = time.monotonic()
-        return self._run.is_asked_to_stop()
+        try:
+            return self._run.is_asked_to_stop(), self._run.lost_to(self._writer)
+        except OSError as error:  # S3 may be out of reach for a while
+            logger.warning("%s cannot be read: %s", self._run.folder, error)
+            return False, None
 
     def _heed(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
         """Answer a new notice with a checkpoint at once, if it can be complete before the deadline."""
@@ -181,6 +202,9 @@ class Keeper:
             self._metrics.event("checkpoint", step=result.step, blocked_s=blocked_s, total_s=result.total_s)
             self._timed(lambda: self._outside.after_save({"step": result.step, **self._measures}))
             return
+        _, lost = self._look(at_once=True)
+        if self._agree(lost=lost is not None)["lost"]:
+            raise TakenOver(lost or "the run was taken over")
         self._num_failed += 1
         self._metrics.event("save_failed", step=result.step, message=result.problem)
         if self._num_failed > self._settings.max_failed_saves or result.step == self._num_steps:

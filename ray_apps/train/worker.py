@@ -23,12 +23,16 @@ UNTOLD_DEADLINE_S = 120.0
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, str]:
-    """Run on every worker, with the process group up; how the run ended, and why."""
+    """Run on every worker, with the process group up; how the run ended, and why.
+
+    `values`: the settings under `config`, and the name of the command under `launch`.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     notices = _Notices()
     # Every rank reports, or Ray Train's barrier hangs. Checkpoints are committed by the run directory itself.
     try:
-        ended = run_training(TrainConfig(**values), ray.train.torch.get_device(), ray.train.report, notices.look)
+        config, device = TrainConfig(**values["config"]), ray.train.torch.get_device()
+        ended = run_training(config, device, ray.train.report, notices.look, launch=values["launch"])
         return {"ended": ended}
     except WouldFailAgain as error:
         # Raised further, it would be tried again. Every rank returns here, and the launcher is told why.

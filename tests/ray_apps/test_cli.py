@@ -306,6 +306,7 @@ def test_a_run_directory_of_another_run_is_refused(mistake: Mistake) -> None:
 
 def test_a_finished_run_with_other_settings_is_not_taken_for_done(mistake: Mistake) -> None:
     run = begin_run(max_steps=1)
+    run.take_over("a1")
     (Path(run.begin_checkpoint(1, "a1").path) / "shard-0").write_bytes(b"weights")
     run.commit_checkpoint(1, "a1", {"shard-0": {"bytes": 7, "sha256": ""}})
     (line,) = mistake("train", "recipe.yaml", "train.max_steps=1", "train.learning_rate=1e-3")

@@ -13,11 +13,20 @@ from tests.s3 import Bucket
 
 
 def save(run: RunDir, step: int, keep_last: int = 9, **options: Any) -> Path:
-    aside = Path(run.begin_checkpoint(step, "a1").path)
+    run.take_over("a1")
+    return commit(run, step, begin(run, step), keep_last=keep_last, **options)
+
+
+def begin(run: RunDir, step: int, writer: str = "a1") -> dict[str, Any]:
+    """Write a checkpoint up to its marker; its files."""
     shard = b"weights" * step
-    (aside / "shard-0").write_bytes(shard)
-    files = {"shard-0": {"bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}}
-    return Path(run.commit_checkpoint(step, "a1", files, keep_last=keep_last, **options).folder.path)
+    with run.begin_checkpoint(step, writer).writing("shard-0") as stream:
+        stream.write(shard)
+    return {"shard-0": {"bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}}
+
+
+def commit(run: RunDir, step: int, files: dict[str, Any], writer: str = "a1", **options: Any) -> Path:
+    return Path(run.commit_checkpoint(step, writer, files, **options).folder.path)
 
 
 def names(run: RunDir) -> list[str]:
@@ -40,7 +49,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog
     run = RunDir(tmp_path)
     save(run, 2)
     if damage == "never committed":
-        (Path(run.begin_checkpoint(4, "a1").path) / "shard-0").write_bytes(b"half")
+        begin(run, 4)
     else:
         bad = save(run, 4)
         if damage == "truncated":
@@ -84,7 +93,8 @@ def test_a_condemned_checkpoint_is_no_longer_complete(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept_and_remains_are_removed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    (Path(run.begin_checkpoint(1, "a0").path) / "shard-0").write_bytes(b"half")
+    run.take_over("a0")
+    begin(run, 1, "a0")
     for step in (2, 4, 6):
         save(run, step, keep_last=2)
     assert names(run) == ["step-00000004", "step-00000006"]
@@ -156,7 +166,7 @@ def test_a_complete_checkpoint_stays_complete_if_an_old_one_cannot_be_removed(
 ) -> None:
     run = RunDir(tmp_path)
     save(run, 10)
-    monkeypatch.setattr(Folder, "remove", refuse)
+    monkeypatch.setattr(Folder, "move_file", refuse)
     save(run, 20, keep_last=1)
     assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [20, 10]
     assert "an old checkpoint cannot be removed: it is busy" in caplog.text
@@ -182,7 +192,7 @@ def test_a_run_killed_while_it_is_removed_is_still_a_run(tmp_path: Path, monkeyp
     run.check_replaceable()
 
 
-def refuse(folder: Folder) -> None:
+def refuse(folder: Folder, name: str, to: str) -> None:
     raise OSError("it is busy")
 
 
@@ -193,3 +203,104 @@ def test_what_a_run_began_with_may_change(tmp_path: Path) -> None:
     assert run.read_receipt() == {"seed": 1, "environment": {"torch": "2.13"}}
     with pytest.raises(RunError, match="seed"):
         run.check_receipt({"seed": 2}, {"torch": "2.13"})
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a run may be."""
+    if request.param == "disk":
+        return str(tmp_path / "run")
+    endpoint = request.getfixturevalue("s3_endpoint")
+    for name, value in s3.variables(endpoint).items():
+        monkeypatch.setenv(name, value)
+    return f"{Bucket(endpoint, tmp_path.name).uri}/run"
+
+
+def folders(run: RunDir) -> list[str]:
+    return sorted(name.split("-a1")[0] for name in run.checkpoints.folders())
+
+
+def test_who_has_lost_the_run_commits_and_removes_nothing(place: str) -> None:
+    old, new = RunDir(place), RunDir(place)
+    save(old, 2, keep_last=1)
+    files = begin(old, 4)
+    new.take_over("launch", "b2")
+    mine = begin(new, 3, "b2")
+    with pytest.raises(OSError, match=r"/run was taken over by process \d+ on \S+$"):
+        commit(old, 4, files)
+    with pytest.raises(OSError, match="was taken over"):
+        old.begin_checkpoint(6, "a1")
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [2]
+    commit(new, 3, mine, "b2")
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [3, 2]
+
+
+def test_one_that_looked_just_before_it_was_too_late_does_no_harm(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take over between its look and its commit, and remove what it has written as remains."""
+    old, new = RunDir(place), RunDir(place)
+    save(old, 2, keep_last=1)
+    files = begin(old, 4)
+    write = Folder.write
+
+    def late(folder: Folder, name: str, text: str) -> None:
+        if name == MARKER:
+            monkeypatch.setattr(Folder, "write", write)
+            new.take_over("launch", "b2")
+            new.begin_checkpoint(3, "b2")
+        write(folder, name, text)
+
+    monkeypatch.setattr(Folder, "write", late)
+    try:
+        commit(old, 4, files, keep_last=1)
+    except FileNotFoundError:
+        assert not old.folder.is_remote
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [2]
+    commit(new, 3, begin(new, 3, "b2"), "b2")
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [3, 2]
+    assert len(new.checkpoints.folders()) == 2
+
+
+def test_a_run_that_was_removed_is_lost_to_its_writer(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.check_receipt({"seed": 1})
+    save(run, 2)
+    files = begin(run, 4)
+    RunDir(run.folder.place).remove()
+    with pytest.raises(OSError, match="was removed, or is not seen by"):
+        commit(run, 4, files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_without_one_of_its_files_is_not_marked(place: str) -> None:
+    run = RunDir(place)
+    run.take_over("a1")
+    files = {**begin(run, 4), "shard-1": {"bytes": 9, "sha256": ""}}
+    with pytest.raises(OSError, match="shard-1 is missing"):
+        commit(run, 4, files)
+    files = {"shard-0": {"bytes": 27, "sha256": ""}}
+    with pytest.raises(OSError, match="shard-0 has 28 bytes instead of 27"):
+        commit(run, 4, files)
+    assert run.complete_checkpoints() == []
+
+
+def test_a_complete_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    first = save(run, 4, eval_loss=0.5)
+    known = (first / MARKER).stat().st_ino
+    assert save(run, 4) == first
+    assert (first / MARKER).stat().st_ino == known
+    assert names(run) == ["step-00000004"]
+
+
+def test_what_is_not_complete_makes_room_and_what_is_damaged_stays(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (save(run, 2) / "shard-0").unlink()
+    save(run, 4)
+    damaged = run.latest_checkpoint()
+    assert damaged is not None
+    run.condemn(damaged, "shard-0 has another SHA-256")
+    (tmp_path / "checkpoints" / "step-00000002-copied by hand").mkdir()
+    save(run, 6)
+    assert names(run) == ["step-00000002-copied by hand", "step-00000004", "step-00000006"]
+    save(run, 4)  # made again
+    assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [6, 4]

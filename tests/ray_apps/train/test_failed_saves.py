@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.loop import SavesFailed, run_training
+from ray_apps.train.errors import SavesFailed
+from ray_apps.train.loop import run_training
 from tests.processes import CONTEXT, CPU
 from tests.ray_apps.train.test_loop import exported, losses
 

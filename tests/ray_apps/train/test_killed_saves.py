@@ -68,7 +68,9 @@ def test_a_process_killed_in_the_middle_of_a_save(
     make_config: Callable[..., TrainConfig], tmp_path: Path, expected: dict[str, torch.Tensor], stage: str, before: bool
 ) -> None:
     config = make_config(max_steps=6, checkpoint={"every_steps": 1, "keep_last": 1, "asynchronous": before})
-    number = {"make": 5, "writing": 5, "remove": 2}.get(stage, 3)  # in the third save, or the second removal
+    number = {"make": 5, "writing": 5, "move_file": 4, "remove": 2}.get(
+        stage, 3
+    )  # in the third save, or the second removal
     process = start(train_until_death, str(tmp_path / "rendezvous"), config, stage, before, number)
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -20,7 +20,7 @@ class Attempts:
         self._doings: Iterator[Callable[[], object]] = iter(doings)
         monkeypatch.setattr(launch, "_trainer", self._trainer)
 
-    def _trainer(self, config: TrainConfig, run: RunDir, *, use_gpu: bool) -> "Attempts":
+    def _trainer(self, config: TrainConfig, run: RunDir, launch: str, *, use_gpu: bool) -> "Attempts":
         self.use_gpu.append(use_gpu)
         return self
 
@@ -41,7 +41,7 @@ def test_failures_are_counted_and_told(
     run.folder.make()
     attempts = Attempts(monkeypatch, *[events(run, "start")] * 2)
     with pytest.raises(RunError, match=r"^training failed: "):
-        launch._fit(config, run)
+        launch._fit(config, run, "a1")
     assert len(attempts.use_gpu) == 2
     (warning,) = [record for record in run.read_metrics() if record["event"] == "warning"]
     assert warning["message"].startswith("workers are lost and start again (1 of at most 1 failures): ")
@@ -57,7 +57,7 @@ def test_a_machine_of_which_there_was_notice_counts_for_nothing(
         monkeypatch, events(run, "start", "notice"), events(run, "start", "notice"), events(run, "start")
     )
     with pytest.raises(RunError):
-        launch._fit(config, run)
+        launch._fit(config, run, "a1")
     assert len(attempts.use_gpu) == 3
 
 
@@ -71,7 +71,7 @@ def test_metrics_that_cannot_be_read_end_no_run(
     attempts = Attempts(monkeypatch, *[lambda: None] * 3)
     monkeypatch.setattr(RunDir, "read_metrics", unreachable)
     with pytest.raises(RunError, match=r"^training failed: "):
-        launch._fit(config, RunDir(config.run_dir))
+        launch._fit(config, RunDir(config.run_dir), "a1")
     assert len(attempts.use_gpu) == 3
 
 
@@ -83,5 +83,5 @@ def test_workers_start_again_on_gpus_though_the_machine_that_had_them_is_gone(
     monkeypatch.setattr("ray_apps.train.checks.available", lambda: {"CPU": 2.0, "GPU": next(gpus)})
     attempts = Attempts(monkeypatch, *[lambda: None] * 3)
     with pytest.raises(RunError):
-        launch._fit(config, RunDir(config.run_dir))
+        launch._fit(config, RunDir(config.run_dir), "a1")
     assert attempts.use_gpu == [True] * 3

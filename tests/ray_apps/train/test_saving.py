@@ -103,7 +103,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(
     tmp_path: Path,
     asked_by: str,
 ) -> None:
-    monkeypatch.setattr("ray_apps.train.saving.STOP_POLL_S", 0.0)
+    monkeypatch.setattr("ray_apps.train.saving.LOOK_S", 0.0)
     config = make_config(max_steps=6, checkpoint={"every_steps": 100, "preemption_poll_s": 0})
     run, polls = RunDir(config.run_dir), 0
 
