@@ -1,4 +1,4 @@
-"""The whole endpoint on vLLM: `make test-vllm`."""
+"""The whole endpoint on vLLM, two shards to a replica: `make test-vllm`."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
+from ray.util import placement_group_table
 
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config_file import load_serve_file
@@ -24,7 +25,8 @@ USER = {"role": "user", "content": "Who are you? 🙂"}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     model = write_model(tmp_path_factory.mktemp("model"))
-    fields = {"model": model, "model_name": "tiny", "engine": "vllm", "engine_args": "{enforce_eager: true}"}
+    fields = {"model": model, "model_name": "tiny", "engine": "vllm", "tensor_parallel_size": 2}
+    fields["engine_args"] = "{enforce_eager: true}"
     settings = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
@@ -35,6 +37,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
 def ask(client: openai.OpenAI, **fields: object) -> openai.types.chat.ChatCompletion:
     asked = {"model": "tiny", "messages": [USER], "max_tokens": 20, "temperature": 0, **fields}
     return client.chat.completions.create(**asked)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_replica_has_one_placement_group_with_a_bundle_for_each_shard(client: openai.OpenAI) -> None:
+    groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+    assert [(group["strategy"], len(group["bundles"])) for group in groups] == [("STRICT_PACK", 2)]
+    assert len({*vllm_processes("Worker")}) == 2
+    assert ask(client).choices[0].finish_reason
 
 
 def test_a_stream_adds_up_to_the_answer_in_one_piece(client: openai.OpenAI) -> None:
