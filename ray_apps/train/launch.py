@@ -14,6 +14,8 @@ from textwrap import shorten
 from types import FrameType
 from typing import Any
 
+import ray
+from ray._private import state as cluster_state
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -22,6 +24,7 @@ from ray_apps.run_dir import RunDir, differences
 from ray_apps.train.checks import check_run, count_run_steps, uses_gpu
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.metrics import FAILED, LAUNCHED, STOPPED
+from ray_apps.train.preemptions import Preemptions
 from ray_apps.train.receipt import environment, run_receipt
 from ray_apps.train.worker import train_loop_per_worker
 
@@ -89,21 +92,30 @@ def _fit(config: TrainConfig, run: RunDir, launch: str) -> dict[str, str]:
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     num_failures, use_gpu = 0, uses_gpu(config)  # asked once: the machine that is lost may have had the only GPU
-    while True:
-        num_starts = _starts(run)[0]
-        try:
-            result: Any = _trainer(config, run, launch, use_gpu=use_gpu).fit()
-            return result.return_value or {}
-        except WorkerGroupError as error:
-            now, had_notice = _starts(run)
-            num_failures += not (had_notice and now > num_starts)
-            if num_failures > config.max_failures:
+    with Preemptions(_leaving_nodes) as preemptions:
+        while True:
+            try:
+                result: Any = _trainer(config, run, launch, use_gpu=use_gpu).fit()
+                return result.return_value or {}
+            except WorkerGroupError as error:
+                num_failures += not preemptions.recent()
+                if num_failures > config.max_failures:
+                    raise RunError(f"training failed: {_root_cause(error)}") from error
+                counted = f"{num_failures} of at most {config.max_failures} failures"
+                reason = shorten(_root_cause(error), 160, placeholder=" …")
+                _warn(run, f"workers are lost and start again ({counted}): {reason}")
+            except Exception as error:
                 raise RunError(f"training failed: {_root_cause(error)}") from error
-            counted = f"{num_failures} of at most {config.max_failures} failures"
-            reason = shorten(_root_cause(error), 160, placeholder=" …")
-            _warn(run, f"workers are lost and start again ({counted}): {reason}")
-        except Exception as error:
-            raise RunError(f"training failed: {_root_cause(error)}") from error
+
+
+def _leaving_nodes() -> list[str]:
+    """Nodes with workers of this command of which the cluster has notice that they will be taken away."""
+    draining = cluster_state.state.get_draining_nodes()
+    if not draining:
+        return []
+    ours, actors = ray.get_runtime_context().get_job_id(), cluster_state.actors().values()
+    alive = [actor for actor in actors if actor["JobID"] == ours and actor["State"] != "DEAD"]
+    return [node for node in draining if any(actor["Address"]["NodeID"] == node for actor in alive)]
 
 
 def _warn(run: RunDir, message: str) -> None:
@@ -112,20 +124,6 @@ def _warn(run: RunDir, message: str) -> None:
         run.append_metrics({"event": "warning", "time": time.time(), "message": message})
     except OSError as error:
         logger.warning("%s; and the metrics cannot be written: %s", message, error)
-
-
-def _starts(run: RunDir) -> tuple[int, bool]:
-    """How often workers have begun, and whether there was notice of a preemption since they last did.
-
-    Metrics that cannot be read just now know of none.
-    """
-    try:
-        events = [record.get("event") for record in run.read_metrics()]
-    except OSError as error:
-        logger.warning("%s: the metrics cannot be read: %s", run.folder, error)
-        return 0, False
-    starts = [number for number, event in enumerate(events) if event == "start"]
-    return len(starts), bool(starts) and "notice" in events[starts[-1] :]
 
 
 def _trainer(config: TrainConfig, run: RunDir, launch: str, *, use_gpu: bool) -> TorchTrainer:

@@ -151,6 +151,16 @@ def test_workers_come_and_go_and_the_batches_stay_the_same(
     assert len(redone) - len(set(redone)) <= 10 * (len(events.sizes) - 1)
 
 
+def take_away(cluster: Cluster, doomed: Any, gone_after_s: float) -> None:
+    """Give notice of 8 seconds."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 8) * 1000)
+    client = ray._raylet.GcsClient(address=cluster.address)
+    client.drain_node(doomed.node_id, reason, "spot", deadline_ms)
+    time.sleep(gone_after_s)
+    cluster.remove_node(doomed, allow_graceful=False)
+
+
 @pytest.mark.parametrize(
     "gone_after_s", [9.0, pytest.param(4.0, marks=pytest.mark.soak)], ids=["after the deadline", "before it"]
 )
@@ -170,15 +180,7 @@ def test_a_notice_saves_what_the_machine_had_done(
     ray.init(address=cluster.address, log_to_driver=False)
     events = Events()
 
-    def take_away() -> None:
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int((time.time() + 8) * 1000)
-        client = ray._raylet.GcsClient(address=cluster.address)
-        client.drain_node(doomed.node_id, reason, "spot", deadline_ms)
-        time.sleep(gone_after_s)
-        cluster.remove_node(doomed, allow_graceful=False)
-
-    events.when(trained(5), take_away)
+    events.when(trained(5), lambda: take_away(cluster, doomed, gone_after_s))
     train(config, on_progress=events.watch)
     records = RunDir(config.run_dir).read_metrics()
     (notice,) = [record for record in records if record.get("event") == "notice"]
@@ -192,6 +194,25 @@ def test_a_notice_saves_what_the_machine_had_done(
     redone = [record["step"] for record in records if "loss" in record]
     assert len(redone) - len(set(redone)) <= (1 if gone_after_s > 8 else 20)
     assert events.sizes == [2, *[1] * (len(starts) - 1)]
+
+
+@pytest.mark.soak
+def test_a_machine_that_is_gone_before_any_worker_looked_counts_for_nothing(
+    cluster: Cluster, config: TrainConfig
+) -> None:
+    never = config.checkpoint.model_copy(update={"preemption_poll_s": 1000.0})
+    config = config.model_copy(update={"max_failures": 0, "max_steps": 60, "checkpoint": never})
+    cluster.add_node(num_cpus=1)
+    doomed = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events = Events()
+    events.when(trained(5), lambda: take_away(cluster, doomed, 4.0))
+    train(config, on_progress=events.watch)
+    records = RunDir(config.run_dir).read_metrics()
+    assert not [record for record in records if record.get("event") == "notice"]
+    assert events.sizes[0] == 2
+    assert events.sizes[-1] == 1
+    assert len(losses(config)) == 60
 
 
 @pytest.mark.soak
