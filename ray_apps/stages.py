@@ -74,7 +74,7 @@ def train_stage(
         run, manifest = RunDir(config.run_dir), check_run(config)
         if fresh:
             run.remove()
-        run.check_receipt(run_receipt(config, manifest), environment())
+        run.check_receipt(run_receipt(config, manifest), environment(config))
         num_steps = count_run_steps(config, manifest)
         progress = _TrainProgress(shown, num_steps)
         latest = run.latest_checkpoint()

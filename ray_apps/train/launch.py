@@ -58,14 +58,14 @@ def train(
     manifest = check_run(config)
     run = RunDir(config.run_dir)
     run.folder.make()
-    run.check_receipt(run_receipt(config, manifest), environment())
+    run.check_receipt(run_receipt(config, manifest), environment(config))
     latest, num_steps = run.latest_checkpoint(), count_run_steps(config, manifest)
     if latest is not None and latest.step == num_steps:
         return
     launch = uuid.uuid4().hex[:8]
     run.take_over(launch)
     run.forget_to_stop()
-    now, before = environment(), _last_environment(run.read_metrics())
+    now, before = environment(config), _last_environment(run.read_metrics())
     run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
     with _followed(run, on_progress) as following, _own_signal_handlers(following):
         if before is not None and (changed := differences(before, now)):

@@ -69,8 +69,12 @@ def check_same_base(run: RunDir, directory: Path) -> None:
         raise RunError(f"train.model: the run was begun with a base {begun}; {directory} is {found}")
 
 
-def environment() -> dict[str, Any]:
-    """What a run ran with, which may change on resuming: code, packages (and a hash of all versions), machine."""
+def environment(config: TrainConfig) -> dict[str, Any]:
+    """What a run runs with, which may change on resuming.
+
+    Code, packages (and a hash of all versions), the machine of the command, and the settings that are not in
+    `run_receipt`.
+    """
     versions = {found.name.lower(): found.version for found in metadata.distributions()}
     packages = "\n".join(sorted(f"{name}=={version}" for name, version in versions.items()))
     return {
@@ -79,6 +83,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: versions[name] for name in NAMED_PACKAGES if name in versions},
         "machine": f"{platform.node()}, {platform.machine()}",
+        "settings": config.model_dump(mode="json", include={**dict.fromkeys(NOT_IN_RECEIPT, True), "lora": {"export"}}),
     }
 
 
