@@ -13,9 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_apps.serve.policy import Limits
 
-_NOT_FOR_CLIENTS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds", b"serve-multiplexed-model-id")
-_NAMES = (b"x-request-id", b"x-session-id")
+_NOT_FOR_CLIENTS = (b"x-request-disconnect-disabled", b"serve-multiplexed-model-id")
 _PLAIN_NAME = re.compile(rb"[!-~]{1,128}")
+_FORMS = {
+    b"x-request-id": _PLAIN_NAME,
+    b"x-session-id": _PLAIN_NAME,
+    b"x-request-timeout-seconds": re.compile(rb"(?!0+(\.0*)?$)\d{1,6}(\.\d{1,6})?"),  # 0 would mean: never
+}
 _PIECE_BYTES = 65536
 
 
@@ -81,7 +85,7 @@ def clean(scope: Scope) -> Scope:
 def _is_fine(name: bytes, value: bytes) -> bool:
     if name.replace(b"_", b"-") in _NOT_FOR_CLIENTS:
         return False
-    return name not in _NAMES or bool(_PLAIN_NAME.fullmatch(value))
+    return name not in _FORMS or bool(_FORMS[name].fullmatch(value))
 
 
 def middlewares() -> list[Middleware]:

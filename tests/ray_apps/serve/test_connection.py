@@ -122,6 +122,9 @@ def test_headers_that_serve_would_obey_do_not_come_from_a_client() -> None:
     ]
     dropped = [
         (b"x-request-disconnect-disabled", b"?1"),
+        (b"x-request-timeout-seconds", b"0.00"),
+        (b"x-request-timeout-seconds", b"-1"),
+        (b"x-request-timeout-seconds", b"\xff"),
         (b"X-Request-Timeout-Seconds", b"0"),
         (b"serve_multiplexed_model_id", b"other"),
         (b"serve-multiplexed-model-id", b"other"),
