@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from ray_apps.serve import chat, completions, embeddings
 from ray_apps.serve.answers import Header, new_id, started
-from ray_apps.serve.errors import install_error_handlers, unavailable
+from ray_apps.serve.body import StrictJsonRoute
+from ray_apps.serve.errors import ERROR_RESPONSES, install_error_handlers, unavailable
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.protocol.chat_response import ChatCompletion
 from ray_apps.serve.protocol.completion_request import CompletionRequest
@@ -23,13 +24,14 @@ from ray_apps.serve.protocol.tokenize import (
     TokenizeResponse,
 )
 from ray_apps.serve.routing import Router, ServedModel
-from ray_apps.serve.sse import event_stream
+from ray_apps.serve.sse import STREAM_RESPONSES, event_stream
 from ray_apps.serve.tokenize import tokens_job
 
 
 def create_api(models: Sequence[ServedModel]) -> FastAPI:
     """The app that answers for `models`, whose names all differ."""
-    api = FastAPI(title="vicuna-ray", docs_url=None, redoc_url=None)
+    api = FastAPI(title="vicuna-ray", docs_url=None, redoc_url=None, responses=ERROR_RESPONSES)
+    api.router.route_class = StrictJsonRoute
     router = Router(models)
     install_error_handlers(api)
 
@@ -47,7 +49,7 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
     async def retrieve_model(name: str) -> ModelCard:
         return router.card(name)
 
-    @api.post("/v1/chat/completions", response_model=ChatCompletion)
+    @api.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_RESPONSES)
     async def create_chat_completion(request: ChatCompletionRequest) -> ChatCompletion | Response:
         route = router.find(request.model)
         header, num_answers = Header(route.name, new_id("chatcmpl")), request.num_answers
@@ -57,7 +59,7 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         pieces = await started(deltas, num_answers)
         return _stream(chat.chunks(header, pieces, include_usage=request.include_usage, num_answers=num_answers))
 
-    @api.post("/v1/completions", response_model=Completion)
+    @api.post("/v1/completions", response_model=Completion, responses=STREAM_RESPONSES)
     async def create_completion(request: CompletionRequest) -> Completion | Response:
         route = router.find(request.model)
         header, num_answers = Header(route.name, new_id("cmpl")), len(request.prompt) * request.num_answers

@@ -16,8 +16,8 @@ from ray_apps.serve.replica import Replica
 
 # Loading a model fails the same way each time; a second try covers a node that was lost meanwhile.
 _MAX_CONSTRUCTOR_TRIES = 2
-# Requests an ingress replica works on beside chats: health and model lists.
-_INGRESS_SPARE = 64
+# What else an ingress replica has to do at a time: health checks, refusals, and requests of which the body is to come.
+_INGRESS_SPARE = 4096
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:

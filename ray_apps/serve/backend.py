@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -40,6 +41,7 @@ class EngineBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
+        started = time.monotonic()
         # Encoding a long chat takes a while, as a grammar does; other answers go on meanwhile.
         prompts = await asyncio.to_thread(self._prepare, job)
         answers = [self._engine.generate(request) for request in self._requests(job, prompts)]
@@ -58,7 +60,8 @@ class EngineBackend:
                             logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
                     num_completion += len(delta.token_ids)
                     counts = (num_prompt, num_completion)
-                    yield Delta(text, *counts, delta.finish_reason, index, tuple(logprobs), num_cached)
+                    worked_s = time.monotonic() - started
+                    yield Delta(text, *counts, delta.finish_reason, index, tuple(logprobs), num_cached, worked_s)
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
 

@@ -11,6 +11,7 @@ from data_prep.config import Settings
 from data_prep.errors import ModelError
 from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import Device, Dtype, EngineName
+from ray_apps.serve.policy import Limits, RequestLogging, Security
 
 DEMO_MODEL = "artifacts/demo/model"
 
@@ -126,6 +127,12 @@ class ServeArgs(ModelArgs):
 
     models: list[ModelArgs] = Field(default=[])
     """Several models, each with the fields of one; those fields are not set beside it then."""
+    security: Security = Security()
+    """Who may ask."""
+    limits: Limits = Limits()
+    """How much may be asked for."""
+    logging: RequestLogging = RequestLogging()
+    """What is written down of each request."""
 
     @field_validator("models")
     @classmethod

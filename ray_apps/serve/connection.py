@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_apps.serve.policy import Limits
-
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "ray_apps.serve.connection:middlewares"
+STALL_S = 30.0
 _NOT_FOR_CLIENTS = (b"x-request-disconnect-disabled", b"serve-multiplexed-model-id")
 _PLAIN_NAME = re.compile(rb"[!-~]{1,128}")
 _FORMS = {
@@ -26,7 +27,7 @@ _PIECE_BYTES = 65536
 class Connection:
     """Ends an answer that its client has not read for `stall_s`, and takes the headers out that are not a client's."""
 
-    def __init__(self, app: ASGIApp, *, stall_s: float) -> None:
+    def __init__(self, app: ASGIApp, *, stall_s: float = STALL_S) -> None:
         self._app = app
         self._stall_s = stall_s
 
@@ -89,5 +90,5 @@ def _is_fine(name: bytes, value: bytes) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """For Serve's proxy: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ray_apps.serve.connection:middlewares`."""
-    return [Middleware(Connection, stall_s=Limits().reader_stall_s)]
+    """For Serve's proxy, which asks for them by the name in `CALLBACK_VARIABLE`."""
+    return [Middleware(Connection)]

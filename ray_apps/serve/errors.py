@@ -14,6 +14,12 @@ from ray_apps.serve.protocol.errors import ErrorBody, ErrorResponse, ErrorType
 
 logger = logging.getLogger(__name__)
 
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The request is refused."},
+    "5XX": {"model": ErrorResponse, "description": "It cannot be answered now."},
+}
+"""What a description of the API says of every route."""
+
 _CODES = {
     "extra_forbidden": "unknown_parameter",
     "invalid_type": "invalid_type",
@@ -168,4 +174,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {404: f"Unknown path: {request.url.path}", 405: f"{request.method} is not allowed here"}
     message = messages.get(error.status_code, str(error.detail))
-    return error_response(Failure(error.status_code, message, "invalid_request_error", "invalid_request"))
+    response = error_response(Failure(error.status_code, message, "invalid_request_error", "invalid_request"))
+    response.headers.update(error.headers or {})  # Which methods are allowed, after a 405.
+    return response

@@ -6,16 +6,22 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
+from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
 from ray_apps.serve.api import create_api
+from ray_apps.serve.auth import load_keys
 from ray_apps.serve.config import ServeArgs
 from ray_apps.serve.errors import ApiError, Failure, generation_failed, overloaded, unavailable
+from ray_apps.serve.guards import guarded
 from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+from ray_apps.serve.metered import MeteredBackend
+from ray_apps.serve.metrics import RequestMetrics
+from ray_apps.serve.request_log import open_log
 from ray_apps.serve.routing import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -94,19 +100,44 @@ def _translated(request_id: str) -> Iterator[None]:
 
 @serve.ingress()
 class Ingress:
-    """Answers HTTP for the models of `args`, each of which has `replicas` under its name."""
+    """Answers HTTP for the models of `args`, each of which has `replicas` under its name.
+
+    API keys are read here, where they are needed, and are never part of `args`, which Serve shows.
+    """
 
     def __init__(self, args: ServeArgs, replicas: dict[str, DeploymentHandle[Any]]) -> None:
+        self._args = args
+        self._keys = load_keys(args.security.api_keys_file)
+        if not self._keys:
+            whom = "anybody" if args.security.allow_open else "this machine alone"
+            logger.warning("no API key is configured: answering %s; see VICUNA_API_KEYS", whom)
+        self._write_line = open_log(args.logging.requests) if args.logging.requests else None
+        self._metrics = RequestMetrics(metrics)
         self._models = [
             ServedModel(
                 model.served_name,
-                ReplicaBackend(replicas[model.served_name]),
+                MeteredBackend(
+                    ReplicaBackend(replicas[model.served_name]),
+                    model.served_name,
+                    limits=args.limits,
+                    metrics=self._metrics,
+                    with_texts=args.logging.texts,
+                ),
                 tuple(model.aliases),
                 tuple(model.adapters),
             )
             for model in args.all_models
         ]
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The app that Serve runs; it asks for it after the constructor."""
-        return create_api(self._models)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The app that Serve runs; it asks for it after the constructor. Serve's proxy names the requests."""
+        return guarded(
+            create_api(self._models),
+            self._keys,
+            self._args.security,
+            self._args.limits,
+            write_line=self._write_line,
+            with_texts=self._args.logging.texts,
+            metrics=self._metrics,
+            names_requests=False,
+        )

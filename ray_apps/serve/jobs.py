@@ -61,7 +61,7 @@ class ScoredToken:
 class Delta:
     """The next piece of answer `index`, and the tokens read and written so far, those of other answers included.
 
-    Answers are numbered prompt by prompt.
+    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job.
     """
 
     text: str
@@ -71,6 +71,7 @@ class Delta:
     index: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
+    worked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ Ray exports them as `ray_vllm_…` at the Prometheus endpoint of each node, coun
 server has a colon in the names (`vllm:prompt_tokens`), which Ray does not take.
 """
 
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +134,17 @@ def _durations(record: RequestRecord) -> Iterator[tuple[str, float]]:
     if record.num_completion_tokens > 1:
         writing_s = record.elapsed_s - record.first_token_s
         yield "vllm_request_time_per_output_token_seconds", writing_s / (record.num_completion_tokens - 1)
+
+
+def keep_showing(show: Callable[[], None], period_s: float = 1.0) -> None:
+    """Call `show` now and every so often, as long as the process runs."""
+
+    def repeat() -> None:
+        while True:
+            show()
+            time.sleep(period_s)
+
+    threading.Thread(target=repeat, name="metrics", daemon=True).start()
 
 
 class EngineMetrics:

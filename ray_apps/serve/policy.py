@@ -32,10 +32,10 @@ class Limits(Settings):
     """The longest body."""
     body_timeout_s: float = Field(30, gt=0)
     """Seconds in which a body has to arrive."""
-    reader_stall_s: float = Field(30, gt=0)
-    """Seconds after which a client that reads nothing of its answer is given up. `vicuna serve` sees to it."""
-    max_n: int = Field(16, ge=1, le=128)
-    """The most answers to one request."""
+    max_n: int = Field(16, ge=1)
+    """The most answers to one prompt."""
+    max_answers: int = Field(256, ge=1)
+    """The most answers to one request, over all its prompts."""
     requests_per_minute: int | None = Field(None, ge=1)
     """Of one key; any number by default."""
     tokens_per_minute: int | None = Field(None, ge=1)

@@ -8,12 +8,14 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from ray import serve
+from ray.serve import metrics
 
 from ray_apps.engine.build import build_engine
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.errors import ApiError, Failure
 from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+from ray_apps.serve.metrics import EngineMetrics, keep_showing
 
 Result = TypeVar("Result")
 
@@ -37,6 +39,8 @@ class Replica:
         )
         self._backend = EngineBackend(self._engine)
         self._hold = _holding(args.max_loaded_adapters)
+        engine_metrics = EngineMetrics(metrics)
+        keep_showing(lambda: engine_metrics.show(args.served_name, self._engine.stats()))
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta | Failure, None]:
         """Yield the answers to `job`."""

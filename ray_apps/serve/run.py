@@ -14,9 +14,11 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from data_prep.errors import ServeError
+from data_prep.errors import ConfigError, ServeError
 from ray_apps.local_ray import local_cluster
+from ray_apps.serve import connection
 from ray_apps.serve.app import build_app, choose_resources
+from ray_apps.serve.auth import KEYS_VARIABLE, is_loopback, load_keys
 from ray_apps.serve.config import resolve_models
 from ray_apps.serve.config_file import HttpOptions, ServeFile
 
@@ -39,6 +41,7 @@ def serving(file: ServeFile) -> Iterator[str]:
     args = resolve_models(file.application.args)
     if any(model.device == "cuda" for model in args.all_models) and not os.environ.get("RAY_ADDRESS"):
         choose_resources(args)
+    check_is_guarded(file)
     options = choose_port(file.http_options)
     if ray.is_initialized():
         try:
@@ -46,6 +49,8 @@ def serving(file: ServeFile) -> Iterator[str]:
         finally:
             serve.shutdown()
     else:
+        # Serve's proxy takes this from its environment alone, which is that of the process that starts Ray.
+        os.environ.setdefault(connection.CALLBACK_VARIABLE, connection.CALLBACK)
         with local_cluster():
             url = _deploy(file, options)
             try:
@@ -66,6 +71,20 @@ def _deploy(file: ServeFile, options: HttpOptions) -> str:
     url = f"http://{host}:{options.port}{application.route_prefix.rstrip('/')}"
     wait_until_ready(url)
     return url
+
+
+def check_is_guarded(file: ServeFile) -> None:
+    """Keys are read where the ingress runs; here it is only seen to that nobody opens an endpoint without meaning to.
+
+    Raises:
+        ConfigError: other machines can reach it and no key is configured, or the keys cannot be used.
+    """
+    security, host = file.application.args.security, file.http_options.host
+    if not load_keys(security.api_keys_file) and not security.allow_open and not is_loopback(host):
+        raise ConfigError(
+            f"http_options.host: {host} lets other machines ask, but there is no API key; set {KEYS_VARIABLE} or "
+            "args.security.api_keys_file, or let anybody ask with args.security.allow_open=true"
+        )
 
 
 def choose_port(options: HttpOptions) -> HttpOptions:

@@ -2,12 +2,18 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from pydantic import BaseModel
 
 from ray_apps.serve.errors import error_json, failure_of
 
 DONE = "[DONE]"
+
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer; a stream of events where `stream` is true.", "content": {"text/event-stream": {}}}
+}
+"""What a description of the API says of a route that may stream."""
 
 
 def event(data: str) -> str:

@@ -55,6 +55,7 @@ def refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
 
 Text = Annotated[str, AfterValidator(check_unicode)]
 StopString = Annotated[Text, Field(min_length=1)]
+StopStrings = StopString | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -81,7 +82,9 @@ class SamplingFields(Wire):
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     presence_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[StopString], BeforeValidator(_as_list)] = Field(default=[], max_length=_MAX_STOP_STRINGS)
+    stop: Annotated[list[StopString], BeforeValidator(_as_list, json_schema_input_type=StopStrings)] = Field(
+        default=[], max_length=_MAX_STOP_STRINGS
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from ray_apps.serve.body import MAX_DEPTH, BodyLimit, parse_json
+from ray_apps.serve.body import MAX_DEPTH, MAX_PARTS, BodyLimit, parse_json
 
 LIMIT = 1000
 
@@ -175,6 +175,9 @@ def test_any_bytes_are_json_or_the_one_error_that_says_they_are_not(body: bytes)
         (b"[" * 100_000, "64 levels"),
         (b'{"a":' * 100_000, "64 levels"),
         (b"[" * 100_000 + b"]" * 100_000, "64 levels"),
+        (json.dumps([{}] * (MAX_PARTS + 1)).encode(), "10000 objects and lists"),
+        (json.dumps([[[]]] * (MAX_PARTS // 2 + 1)).encode(), "10000 objects and lists"),
+        (json.dumps(dict.fromkeys(map(str, range(MAX_PARTS + 1)))).encode(), "10000 names"),
         (b'{"a": 1', "delimiter"),
         (b"", "Expecting value"),
     ],
@@ -187,3 +190,9 @@ def test_what_is_no_json_is_told_with_the_reason(body: bytes, reason: str) -> No
 def test_the_deepest_that_is_taken() -> None:
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert parse_json(b'{"a": "' + b"[" * 1000 + b'"}')
+
+
+def test_the_most_that_is_taken() -> None:
+    parts = [{}] * MAX_PARTS
+    assert parse_json(json.dumps(parts).encode()) == parts
+    assert len(parse_json(json.dumps(list(range(500_000))).encode())) == 500_000
