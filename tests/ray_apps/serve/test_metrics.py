@@ -1,5 +1,8 @@
+import json
+import re
 from collections import Counter as Tally
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +99,18 @@ def test_every_name_is_there_once() -> None:
     assert len(set(names)) == len(names)
     assert "ray_vllm_prompt_tokens_total" in names
     assert "ray_vllm_time_to_first_token_seconds_bucket" in names
+
+
+def test_the_dashboard_asks_for_what_is_exported() -> None:
+    dashboard = json.loads((Path(__file__).parents[3] / "docs/grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    exported = {name: metric for metric in REQUEST_METRICS + ENGINE_METRICS for name in metric.exported_names}
+    for query in queries:
+        names = re.findall(r"\bray_\w+", query)
+        assert names
+        for name in names:
+            assert name in exported
+            labels = set(re.findall(r"(\w+)=~", query)) | set(re.findall(r"by \(([\w, ]+)\)", query))
+            assert labels <= {*exported[name].labels, "le", "replica"}, query
+    asked = {exported[name].name for query in queries for name in re.findall(r"\bray_\w+", query)}
+    assert asked == {metric.name for metric in REQUEST_METRICS + ENGINE_METRICS}
