@@ -1,16 +1,21 @@
 """The HTTP API over a backend. Knows nothing of Ray or torch: the same app runs in a test, on a fake engine."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from ray_apps.serve import chat, completions, embeddings
+from ray_apps.serve import chat, completions, deadline, embeddings
+from ray_apps.serve.affinity import session_of
 from ray_apps.serve.answers import Header, new_id, started
 from ray_apps.serve.body import StrictJsonRoute
+from ray_apps.serve.deadline import time_allowed, until, within
 from ray_apps.serve.errors import ERROR_RESPONSES, install_error_handlers, unavailable
+from ray_apps.serve.jobs import Delta, Job
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.protocol.chat_response import ChatCompletion
 from ray_apps.serve.protocol.completion_request import CompletionRequest
@@ -23,7 +28,7 @@ from ray_apps.serve.protocol.tokenize import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from ray_apps.serve.routing import Router, ServedModel
+from ray_apps.serve.routing import Route, Router, ServedModel
 from ray_apps.serve.sse import STREAM_RESPONSES, event_stream
 from ray_apps.serve.tokenize import tokens_job
 
@@ -37,42 +42,44 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
 
     @api.get("/health")
     async def health() -> Response:
-        if not all(await asyncio.gather(*(model.backend.is_ready() for model in models))):
+        states = await asyncio.gather(*(model.backend.state() for model in models))
+        if not set(states) <= {"ready", "asleep", "waking"}:
             raise unavailable()
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "models": Counter(states)})
 
     @api.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=router.cards)
+        return ModelList(data=await router.cards())
 
     @api.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> ModelCard:
-        return router.card(name)
+        return await router.card(name)
 
     @api.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_RESPONSES)
-    async def create_chat_completion(request: ChatCompletionRequest) -> ChatCompletion | Response:
+    async def create_chat_completion(request: ChatCompletionRequest, http: Request) -> ChatCompletion | Response:
         route = router.find(request.model)
         header, num_answers = Header(route.name, new_id("chatcmpl")), request.num_answers
-        deltas = route.model.backend.generate(chat.make_job(request, header.id, route.adapter))
+        deltas = _generate(route, chat.make_job(request, header.id, route.adapter), http)
         if not request.stream:
             return await chat.complete(header, deltas, num_answers)
         pieces = await started(deltas, num_answers)
         return _stream(chat.chunks(header, pieces, include_usage=request.include_usage, num_answers=num_answers))
 
     @api.post("/v1/completions", response_model=Completion, responses=STREAM_RESPONSES)
-    async def create_completion(request: CompletionRequest) -> Completion | Response:
+    async def create_completion(request: CompletionRequest, http: Request) -> Completion | Response:
         route = router.find(request.model)
         header, num_answers = Header(route.name, new_id("cmpl")), len(request.prompt) * request.num_answers
-        deltas = route.model.backend.generate(completions.make_job(request, header.id, route.adapter))
+        deltas = _generate(route, completions.make_job(request, header.id, route.adapter), http)
         if not request.stream:
             return await completions.complete(header, deltas, num_answers)
         pieces = await started(deltas, num_answers)
         return _stream(completions.chunks(header, pieces, include_usage=request.include_usage))
 
     @api.post("/v1/embeddings")
-    async def create_embedding(request: EmbeddingRequest) -> EmbeddingList:
+    async def create_embedding(request: EmbeddingRequest, http: Request) -> EmbeddingList:
         route = router.find(request.model)
-        found = await route.model.backend.embed(embeddings.make_job(request, new_id("embd"), route.adapter))
+        job = embeddings.make_job(request, new_id("embd"), route.adapter)
+        found = await within(_seconds(route, http), route.model.backend.embed(job))
         return embeddings.render(request, route.name, found)
 
     @api.post("/tokenize")
@@ -89,6 +96,16 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         return DetokenizeResponse(prompt=await backend.detokenize(tuple(request.tokens)))
 
     return api
+
+
+def _generate(route: Route, job: Job, http: Request) -> AsyncGenerator[Delta, None]:
+    """The answers to `job`, until its time is up."""
+    session = session_of(job, route.name, http.headers.get("x-session-id"))
+    return until(route.model.backend.generate(replace(job, session=session)), _seconds(route, http))
+
+
+def _seconds(route: Route, http: Request) -> float | None:
+    return time_allowed(http.headers.get(deadline.HEADER), route.model.request_timeout_s)
 
 
 def _stream(chunks: AsyncGenerator[BaseModel, None]) -> Response:

@@ -10,34 +10,47 @@ from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
 from ray_apps.machine import count_gpus, usable_cpus
+from ray_apps.serve.arguments import read_arguments
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
 from ray_apps.serve.ingress import Ingress
 from ray_apps.serve.replica import Replica
+from ray_apps.serve.replica_router import AffinityRouter
 
 # Loading a model fails the same way each time; a second try covers a node that was lost meanwhile.
 _MAX_CONSTRUCTOR_TRIES = 2
+# A resource that only the head node has.
+_HEAD = "node:__internal_head__"
+# How soon a replica that died, or is beyond help, is noticed.
+_HEALTH_CHECK_PERIOD_S = 2
 # What else an ingress replica has to do at a time: health checks, refusals, and requests of which the body is to come.
 _INGRESS_SPARE = 4096
+# How long a place in a replica may stay empty while a request waits: Serve looks that often.
+_MAX_BACKOFF_S = 0.1
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """The application that serves the models of `args`.
 
-    Serve passes the `args` of a config file as a dict, because the annotation is no single class: the errors are ours.
+    Serve passes the `args` of a config file, or the texts of its command line, as a dict, because the annotation is no
+    single class: the errors are ours.
 
     Raises:
         RayServeException: it cannot be served; the message is one clear line, and Serve shows it as it is.
     """
     try:
-        settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(args, "args")
+        settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(read_arguments(args), "args")
         resolved = choose_resources(resolve_models(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
+    return compose(resolved)
+
+
+def compose(args: ServeArgs, replica: type[Replica] = Replica) -> Application:
+    """The deployments of `args`: a `replica` for each model, and the ingress before them."""
     replicas = {
-        model.served_name: serve.deployment(**replica_options(model))(Replica).bind(model)
-        for model in resolved.all_models
+        model.served_name: serve.deployment(**replica_options(model))(replica).bind(model) for model in args.all_models
     }
-    return serve.deployment(**ingress_options(resolved))(Ingress).bind(resolved, replicas)
+    return serve.deployment(**ingress_options(args))(Ingress).bind(args, replicas)
 
 
 def choose_resources(args: ServeArgs) -> ServeArgs:
@@ -75,15 +88,17 @@ def replica_options(args: ModelArgs) -> dict[str, Any]:
     """
     scale: dict[str, Any] = {"num_replicas": args.num_replicas or 1}
     if args.autoscaling:
-        scale = {"autoscaling_config": args.autoscaling.model_dump()}
+        scale = {"autoscaling_config": args.autoscaling.for_serve(args.max_ongoing_requests)}
     return {
         "name": re.sub(r"[^\w.-]", "-", args.served_name, flags=re.ASCII),  # it is part of the names of log files
         **scale,
         **_devices(args),
         "max_ongoing_requests": args.max_ongoing_requests,
-        "max_queued_requests": args.max_queued_requests,
+        "request_router_config": {"request_router_class": AffinityRouter, "max_backoff_s": _MAX_BACKOFF_S},
         "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "max_constructor_retry_count": _MAX_CONSTRUCTOR_TRIES,
+        "max_surge_percent": _surge_percent(args),
     }
 
 
@@ -99,13 +114,24 @@ def _devices(args: ModelArgs) -> dict[str, Any]:
     }
 
 
+def _surge_percent(args: ModelArgs) -> int:
+    """Whether an update starts a new replica before it stops an old one: if the cluster has room for one more now."""
+    needed = "GPU" if args.device == "cuda" else "CPU"
+    free = ray.available_resources().get(needed, 0) if ray.is_initialized() else 0
+    return 1 if free >= args.num_devices else 0
+
+
 def ingress_options(args: ServeArgs) -> dict[str, Any]:
-    """The ingress takes every request the replicas can work on or queue, and one more finds it open to be refused."""
+    """The ingress takes every request the replicas can work on or queue, and one more finds it open to be refused.
+
+    It runs on the head, which is not preempted: one process knows all queues and where each chat was answered.
+    """
     most = _INGRESS_SPARE + sum(
         model.max_replicas * model.max_ongoing_requests + model.max_queued_requests for model in args.all_models
     )
     return {
-        "ray_actor_options": {"num_cpus": 0},
+        "ray_actor_options": {"num_cpus": 0, "resources": {_HEAD: 0.001}},
         "max_ongoing_requests": most,
-        "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
+        "graceful_shutdown_timeout_s": max(model.graceful_shutdown_timeout_s for model in args.all_models),
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
     }

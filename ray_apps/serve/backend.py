@@ -12,19 +12,21 @@ from data_prep.errors import ModelError
 from ray_apps.engine.protocol import (
     Engine,
     EngineError,
+    EngineStoppedError,
     GenerationRequest,
     SamplingError,
     TokenDelta,
     TokenLogprob,
     UnsupportedError,
 )
-from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed
+from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed, unavailable
 from ray_apps.serve.jobs import (
     ChatPrompt,
     Delta,
     EmbeddingJob,
     Embeddings,
     Job,
+    ModelState,
     Prompt,
     ScoredToken,
     TextPrompt,
@@ -89,13 +91,13 @@ class EngineBackend:
         self._check_ids(token_ids, "tokens")
         return await asyncio.to_thread(self._engine.decode, token_ids)
 
-    async def is_ready(self) -> bool:
+    async def state(self) -> ModelState:
         """Whether the engine is healthy."""
         try:
             await self._engine.check_health()
         except EngineError:
-            return False
-        return True
+            return "unavailable"
+        return "ready"
 
     def _prepare(self, job: Job) -> list[tuple[int, ...]]:
         """The prompts in ids, once it is sure that the answers can be sampled as asked."""
@@ -160,6 +162,8 @@ class EngineBackend:
 
 def _api_error(error: Exception, param: str) -> ApiError:
     """What a client is told: why the engine will not, but not why it failed."""
+    if isinstance(error, EngineStoppedError):
+        return unavailable()
     return generation_failed() if isinstance(error, EngineError) else bad_request(f"{param}: {error}", param=param)
 
 

@@ -27,7 +27,15 @@ def make_job(request: ChatCompletionRequest, request_id: str, adapter: str | Non
         json_schema=None if request.response_format is None else request.response_format.schema_text,
     )
     prompt = ChatPrompt(tuple(message.to_template() for message in request.messages))
-    return Job(request_id, (prompt,), request.answer_limit, sampling, request.num_answers, adapter=adapter)
+    return Job(
+        request_id,
+        (prompt,),
+        request.answer_limit,
+        sampling,
+        request.num_answers,
+        adapter=adapter,
+        streams=bool(request.stream),
+    )
 
 
 async def complete(header: Header, deltas: Deltas, num_answers: int = 1) -> ChatCompletion:

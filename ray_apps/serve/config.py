@@ -12,30 +12,12 @@ from data_prep.errors import ModelError
 from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import Device, Dtype, EngineName
 from ray_apps.serve.policy import Limits, RequestLogging, Security
+from ray_apps.serve.scaling import Autoscaling
 
 DEMO_MODEL = "artifacts/demo/model"
 
 
 Name = Annotated[str, Field(min_length=1)]
-
-
-class Autoscaling(Settings):
-    """How the number of replicas follows the load."""
-
-    min_replicas: int = Field(1, ge=1)
-    """Replicas there always are."""
-    max_replicas: int = Field(1, ge=1)
-    """The most there may be."""
-    target_ongoing_requests: float = Field(2, gt=0)
-    """Requests a replica should have at a time, on average."""
-
-    @field_validator("max_replicas")
-    @classmethod
-    def _is_not_below_min(cls, value: int, info: ValidationInfo) -> int:
-        least = info.data.get("min_replicas", 1)
-        if value < least:
-            raise ValueError(f"{value} is not valid; expected min_replicas ({least}) or more")
-        return value
 
 
 class ModelArgs(Settings):
@@ -68,11 +50,15 @@ class ModelArgs(Settings):
     num_replicas: int | None = Field(None, ge=1)
     """A fixed number of replicas; one by default."""
     autoscaling: Autoscaling | None = None
-    """Instead of `num_replicas`."""
+    """Instead of `num_replicas`: as many as the load asks for."""
     max_ongoing_requests: int = Field(16, ge=1)
     """Requests a replica takes on at a time."""
     max_queued_requests: int = Field(64, ge=1)
-    """Requests that may wait for a replica; further ones get a 429."""
+    """Requests that may wait beyond those that all replicas work on; further ones get a 429 at once."""
+    queue_timeout_s: float | None = Field(None, gt=0)
+    """Seconds a request may wait for a replica before it gets a 503; by default as long as it may take in all."""
+    request_timeout_s: float | None = Field(600, gt=0)
+    """Seconds a request may take in all, its wait included; a client may ask for less by `X-Request-Timeout`."""
     graceful_shutdown_timeout_s: float = Field(60, ge=0)
     """Seconds a replica that is stopped has to finish its answers."""
 

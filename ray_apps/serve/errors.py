@@ -40,6 +40,11 @@ class Failure:
     param: str | None = None
     retry_after_s: int | None = None
 
+    @property
+    def is_of_replica(self) -> bool:
+        """Whether another replica might do better."""
+        return self.status == 503
+
 
 class ApiError(Exception):
     """A request cannot be answered; `failure` says why."""
@@ -105,6 +110,24 @@ def unavailable() -> ApiError:
     """503: no replica can answer now."""
     message = "The model is not ready to answer; try again later."
     return ApiError(Failure(503, message, "server_error", "service_unavailable", retry_after_s=1))
+
+
+def answer_lost() -> ApiError:
+    """503, in the middle of an answer: what was to come of it is lost."""
+    message = "The answer broke off: the replica that gave it is gone. Ask again."
+    return ApiError(Failure(503, message, "server_error", "answer_lost"))
+
+
+def queued_too_long() -> ApiError:
+    """503: no replica had room in time."""
+    message = "No replica had room for the request in time; try again later."
+    return ApiError(Failure(503, message, "server_error", "queue_timeout", retry_after_s=1))
+
+
+def deadline_exceeded(seconds: float) -> ApiError:
+    """504: the answer would have taken longer than it may."""
+    message = f"The answer was not finished within {seconds:g} s."
+    return ApiError(Failure(504, message, "server_error", "deadline_exceeded"))
 
 
 def failure_of(error: Exception) -> Failure:

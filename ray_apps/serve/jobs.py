@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ray_apps.engine.protocol import FinishReason, SamplingParams
 
@@ -32,7 +32,8 @@ class Job:
 
     `sampling` holds the rest; its own `max_tokens` is not looked at. `echo`: an answer begins with its prompt, with
     log probabilities of the prompt's tokens if `sampling` asks for any. `adapter`: the one to ask the model through.
-    `param`: the field of the request that has the prompts.
+    `param`: the field of the request that has the prompts. `session`: what the turns of one chat have in common.
+    `streams`: whether the client is told each piece as it comes.
     """
 
     request_id: str
@@ -43,6 +44,13 @@ class Job:
     echo: bool = False
     adapter: str | None = None
     param: str = "messages"
+    session: str = ""
+    streams: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A replica has taken a job on; this is the first it says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,11 @@ class Tokens:
     max_model_len: int
 
 
+ModelState = Literal["ready", "starting", "asleep", "waking", "unavailable"]
+"""A model can be asked; it is being loaded; no replica runs until somebody asks; one is being started because somebody
+does; or it cannot be asked, for a reason that is in the server's log."""
+
+
 class Backend(Protocol):
     """Whatever answers for one model, with its adapters. Every method may raise an `ApiError`."""
 
@@ -131,6 +144,6 @@ class Backend(Protocol):
         """The text of ids."""
         ...
 
-    async def is_ready(self) -> bool:
+    async def state(self) -> ModelState:
         """Whether a job can be done now."""
         ...

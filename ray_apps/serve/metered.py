@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 
 from ray_apps.serve.errors import bad_request
-from ray_apps.serve.jobs import Backend, Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+from ray_apps.serve.jobs import Backend, Delta, EmbeddingJob, Embeddings, Job, ModelState, TokenizeJob, Tokens
 from ray_apps.serve.metrics import RequestMetrics
 from ray_apps.serve.policy import Limits
 from ray_apps.serve.record import RequestRecord, current_request
@@ -97,6 +97,6 @@ class MeteredBackend:
         current_request().model = self._model
         return await self._backend.detokenize(token_ids)
 
-    async def is_ready(self) -> bool:
-        """Whether the backend is."""
-        return await self._backend.is_ready()
+    async def state(self) -> ModelState:
+        """The backend's."""
+        return await self._backend.state()

@@ -1,6 +1,7 @@
 """One engine per replica: what a Serve deployment runs. Knows nothing of HTTP, and is no deployment by itself.
 
-An error is given back too, as data: what is raised here would be wrapped by Ray.
+Every answer is a stream that begins with `Started`. An error is given back too, as data: what is raised here would be
+wrapped by Ray.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -14,10 +15,11 @@ from ray_apps.engine.build import build_engine
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.errors import ApiError, Failure
-from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, TokenizeJob, Tokens
+from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, Started, TokenizeJob, Tokens
 from ray_apps.serve.metrics import EngineMetrics, keep_showing
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
+Answer = AsyncGenerator[Started | Item | Failure, None]
 
 
 class Replica:
@@ -42,8 +44,9 @@ class Replica:
         engine_metrics = EngineMetrics(metrics)
         keep_showing(lambda: engine_metrics.show(args.served_name, self._engine.stats()))
 
-    async def generate(self, job: Job) -> AsyncGenerator[Delta | Failure, None]:
+    async def generate(self, job: Job) -> Answer[Delta]:
         """Yield the answers to `job`."""
+        yield Started()
         if job.adapter is not None:
             await self._hold(job.adapter)
         try:
@@ -53,17 +56,20 @@ class Replica:
         except ApiError as error:
             yield error.failure
 
-    async def embed(self, job: EmbeddingJob) -> Embeddings | Failure:
+    async def embed(self, job: EmbeddingJob) -> Answer[Embeddings]:
         """Embed the texts."""
-        return await _or_failure(self._backend.embed(job))
+        yield Started()
+        yield await _or_failure(self._backend.embed(job))
 
-    async def tokenize(self, job: TokenizeJob) -> Tokens | Failure:
+    async def tokenize(self, job: TokenizeJob) -> Answer[Tokens]:
         """The ids of the prompt."""
-        return await _or_failure(self._backend.tokenize(job))
+        yield Started()
+        yield await _or_failure(self._backend.tokenize(job))
 
-    async def detokenize(self, token_ids: tuple[int, ...]) -> str | Failure:
+    async def detokenize(self, token_ids: tuple[int, ...]) -> Answer[str]:
         """The text of ids."""
-        return await _or_failure(self._backend.detokenize(token_ids))
+        yield Started()
+        yield await _or_failure(self._backend.detokenize(token_ids))
 
     async def check_health(self) -> None:
         """Raise if the engine is beyond help; Serve then replaces this replica."""
@@ -86,7 +92,7 @@ def _holding(most: int) -> Callable[[str], Awaitable[None]]:
     return held
 
 
-async def _or_failure(result: Awaitable[Result]) -> Result | Failure:
+async def _or_failure(result: Awaitable[Item]) -> Item | Failure:
     try:
         return await result
     except ApiError as error:

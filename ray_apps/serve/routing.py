@@ -1,22 +1,27 @@
 """Which model answers to which name."""
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ray_apps.serve.errors import bad_request, model_not_found
-from ray_apps.serve.jobs import Backend
+from ray_apps.serve.jobs import Backend, ModelState
 from ray_apps.serve.protocol.models import ModelCard
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model under its name, with other names for it and the names of its adapters."""
+    """A model under its name, with other names for it and the names of its adapters.
+
+    `request_timeout_s`: how long a request to it may take.
+    """
 
     name: str
     backend: Backend
     aliases: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    request_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,7 @@ class Router:
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self.models = tuple(models)
         self._routes = {name: route for model in models for name, route in _routes(model)}
-        created = int(time.time())
-        self.cards = [_card(name, route, created) for name, route in self._routes.items()]
+        self._created = int(time.time())
 
     def find(self, name: str) -> Route:
         """The model that answers to `name`.
@@ -62,14 +66,18 @@ class Router:
             raise bad_request(f"model: is required; valid: {names}", param="model", code="missing_required_parameter")
         return self.find(self.models[0].name if name is None else name)
 
-    def card(self, name: str) -> ModelCard:
+    async def card(self, name: str) -> ModelCard:
         """What is said of the model that answers to `name`.
 
         Raises:
             ApiError: none does.
         """
-        self.find(name)
-        return next(card for card in self.cards if card.id == name)
+        route = self.find(name)
+        return _card(name, route, self._created, await route.model.backend.state())
+
+    async def cards(self) -> list[ModelCard]:
+        """What is said of every name."""
+        return await asyncio.gather(*map(self.card, self._routes))
 
 
 def _routes(model: ServedModel) -> Iterator[tuple[str, Route]]:
@@ -79,7 +87,7 @@ def _routes(model: ServedModel) -> Iterator[tuple[str, Route]]:
         yield name, Route(model, name)
 
 
-def _card(name: str, route: Route, created: int) -> ModelCard:
+def _card(name: str, route: Route, created: int, state: ModelState) -> ModelCard:
     """An alias names its model as `root`, an adapter its base as `parent`."""
     parent = None if route.adapter is None else route.model.name
-    return ModelCard(id=name, created=created, root=route.name, parent=parent)
+    return ModelCard(id=name, created=created, root=route.name, parent=parent, state=state)

@@ -4,9 +4,14 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from ray_apps.serve.jobs import ModelState
+
 
 class ModelCard(BaseModel):
-    """A name that a model answers to. `root`: the model's own name. `parent`: of an adapter, its base."""
+    """A name that a model answers to. `root`: the model's own name. `parent`: of an adapter, its base.
+
+    `state`: whether it can be asked now, as `ModelState` has it.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -14,6 +19,7 @@ class ModelCard(BaseModel):
     owned_by: str = "vicuna-ray"
     root: str
     parent: str | None = None
+    state: ModelState
 
 
 class ModelList(BaseModel):

@@ -90,5 +90,5 @@ async def test_everything_else_is_passed_on() -> None:
     assert record.num_prompt_tokens == embedded.num_prompt_tokens == 3
     tokens = (await backend.tokenize(TokenizeJob(TextPrompt("abc")))).token_ids
     assert await backend.detokenize(tokens) == "abc"
-    assert await backend.is_ready()
+    assert await backend.state() == "ready"
     assert record.model == "m"

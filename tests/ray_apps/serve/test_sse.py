@@ -4,7 +4,7 @@ from ray_apps.serve.errors import overloaded
 from ray_apps.serve.protocol.models import ModelCard
 from ray_apps.serve.sse import event_stream
 
-CARD = ModelCard(id="line\nbreak", created=0, root="x")
+CARD = ModelCard(id="line\nbreak", created=0, root="x", state="ready")
 
 
 async def stream(error: Exception | None = None) -> AsyncGenerator[ModelCard, None]:

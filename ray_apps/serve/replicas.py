@@ -1,0 +1,187 @@
+"""The replicas of one model, as a `Backend`: who may wait for one, how long, and what happens when one is lost."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from ray_apps.serve.census import Census
+from ray_apps.serve.errors import (
+    ApiError,
+    Failure,
+    answer_lost,
+    generation_failed,
+    overloaded,
+    queued_too_long,
+    unavailable,
+)
+from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, ModelState, Started, TokenizeJob, Tokens
+from ray_apps.serve.record import current_request
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+"""How many replicas a request may be given to. One that was lost with each of them may well have been the reason."""
+
+
+class ReplicaLostError(Exception):
+    """The replica ended before its answer did."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Requests a replica works on at a time, those that may wait beyond these, and for how many seconds.
+
+    `max_replicas`: how many there may be. `may_sleep`: whether there may be none until somebody asks.
+    """
+
+    max_ongoing: int
+    max_queued: int
+    max_replicas: int
+    timeout_s: float | None = None
+    may_sleep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A method of a replica and what it is given. `session`, `adapter`: by which a replica is chosen, if by any.
+
+    `streams`: whether the client is told each piece as it comes.
+    """
+
+    method: str
+    argument: Any
+    session: str = ""
+    adapter: str = ""
+    streams: bool = False
+
+
+class ReplicaBackend:
+    """Does jobs with whichever replica has room. There is one of these per model, so its limits are the model's."""
+
+    def __init__(self, replicas: DeploymentHandle[Any], limits: QueueLimits) -> None:
+        self._replicas = replicas.options(stream=True)
+        self._limits = limits
+        self._census = Census(replicas.app_name, replicas.deployment_name)
+        self._num_open = 0
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """Yield the answers to `job`."""
+        call = _Call("generate", job, job.session, job.adapter or "", streams=job.streams)
+        async with aclosing(self._admitted(call)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings:
+        """Embed the texts."""
+        found: Embeddings = await self._one(_Call("embed", job))
+        return found
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens:
+        """The ids of the prompt."""
+        found: Tokens = await self._one(_Call("tokenize", job))
+        return found
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of ids."""
+        found: str = await self._one(_Call("detokenize", token_ids))
+        return found
+
+    async def state(self) -> ModelState:
+        """What Serve says of the replicas, however busy they are."""
+        count = await self._census.count()
+        if count.running:
+            return "ready"
+        if count.starting:
+            return "waking" if self._limits.may_sleep else "starting"
+        return "asleep" if self._limits.may_sleep and not count.has_failed else "unavailable"
+
+    async def _one(self, call: _Call) -> Any:
+        async with aclosing(self._admitted(call)) as items:
+            return await anext(items)
+
+    async def _admitted(self, call: _Call) -> AsyncGenerator[Any, None]:
+        """What a replica yields, unless too many wait already."""
+        if self._num_open >= self._room():
+            raise overloaded()
+        self._num_open += 1
+        try:
+            async with aclosing(self._retried(call)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._num_open -= 1
+
+    def _room(self) -> int:
+        """How many requests there may be at a time."""
+        count = self._census.latest
+        num_replicas = self._limits.max_replicas if count is None else count.running
+        return num_replicas * self._limits.max_ongoing + self._limits.max_queued
+
+    async def _retried(self, call: _Call) -> AsyncGenerator[Any, None]:
+        """Ask another replica when one is lost, as long as the client has been told nothing."""
+        for tries_left in reversed(range(MAX_TRIES)):
+            has_told = False
+            items = self._ask(call)
+            try:
+                async with aclosing(items if call.streams else _whole(items)) as told:
+                    async for item in told:
+                        has_told = True
+                        yield item
+                return
+            except ReplicaLostError as loss:
+                logger.warning("request %s lost its replica: %s", current_request().request_id, loss)
+                if has_told:
+                    raise answer_lost() from None
+                if not tries_left:
+                    raise unavailable() from None
+
+    async def _ask(self, call: _Call) -> AsyncGenerator[Any, None]:
+        """What one replica yields.
+
+        Raises:
+            ReplicaLostError: it is gone, or its engine is.
+            ApiError: it cannot answer, or none had room in time.
+        """
+        replicas = self._replicas.options(session_id=call.session, multiplexed_model_id=call.adapter)
+        items: Any = getattr(replicas, call.method).remote(call.argument)
+        try:
+            await self._wait_for_turn(items)
+            async for item in items:
+                if isinstance(item, Failure):
+                    raise ReplicaLostError(item.message) if item.is_of_replica else ApiError(item)
+                yield item
+        except RayTaskError:
+            logger.exception("request %s failed in its replica", current_request().request_id)
+            raise generation_failed() from None
+        except (RayError, RayServeException) as error:
+            raise ReplicaLostError(type(error).__name__) from None
+        except (asyncio.CancelledError, GeneratorExit):
+            items.cancel()
+            raise
+
+    async def _wait_for_turn(self, items: Any) -> None:
+        """Return once a replica has taken the request on."""
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                started = await anext(items)
+        except TimeoutError:
+            items.cancel()
+            raise queued_too_long() from None
+        assert isinstance(started, Started)
+        record = current_request()
+        record.queue_s = record.elapsed_s
+
+
+async def _whole(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """`items`, once all of them are there."""
+    async with aclosing(items):
+        everything = [item async for item in items]
+    for item in everything:
+        yield item
