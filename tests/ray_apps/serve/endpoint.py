@@ -117,7 +117,9 @@ def serving(kind: type[Replica] = Watched, **args: Any) -> Iterator[Endpoint]:
         deploy(kind, **args)
         url = f"http://127.0.0.1:{options.port}"
         wait_until_ready(url)
-        yield Endpoint(url, "m")
+        endpoint = Endpoint(url, "m")
+        with endpoint.client:
+            yield endpoint
     finally:
         serve.shutdown()
 

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ray_apps.local_ray import local_cluster
 from tests.ray_apps.serve.endpoint import Endpoint, Slow, Told, at_once, deploy, serving, wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 QUICK = {"look_back_period_s": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 1}
 SECONDS = 50  # characters that a slow replica writes in one
 
