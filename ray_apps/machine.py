@@ -31,6 +31,13 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_memory() -> int | None:
+    """Bytes of the first CUDA device, if there is one."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(0)[1]) if torch.cuda.is_available() else None
+
+
 def device_name(device: Any) -> str:
     """The model of a GPU or, for the CPU, of the processor."""
     import torch

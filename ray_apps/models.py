@@ -23,7 +23,8 @@ def choose_device(device: str = "auto") -> torch.device:
 def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto", **options: Any) -> PreTrainedModel:
     """Load the model in `directory`; `dtype` `auto` keeps the type of its weights.
 
-    `options` go to transformers' `from_pretrained`. Only safetensors are read, and no code of the model's own is run.
+    `options` go to transformers' `from_pretrained`; a `device_map` or `distributed_config` of theirs says where the
+    weights go. Only safetensors are read, and no code of the model's own is run.
 
     Raises:
         ModelError: the files are not those of a causal language model.
@@ -59,6 +60,9 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
             f"model {str(directory)!r}: config.json is not of these weights: {len(mismatched)} tensors have another "
             f"shape, {name} for one: {list(found)} instead of {list(expected)}"
         )
+    if options.keys() & {"device_map", "distributed_config"}:
+        placed: PreTrainedModel = model
+        return placed
     moved: PreTrainedModel = model.to(choose_device(device))
     return moved
 

@@ -12,6 +12,7 @@ from ray_apps.machine import count_gpus, usable_cpus
 EngineName = Literal["auto", "native", "vllm", "fake"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
+Quantization = Literal["int8", "nf4"]
 
 
 def build_engine(
@@ -25,7 +26,11 @@ def build_engine(
     max_num_seqs: int = 16,
     adapters: Mapping[str, str] | None = None,
     max_loaded_adapters: int = 8,
+    quantize: Quantization | None = None,
+    device_map: Literal["auto"] | None = None,
+    max_memory: Mapping[Any, str] | None = None,
     tensor_parallel_size: int = 1,
+    shards_are_actors: bool = False,
     engine_args: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Build the engine called `name` for `model`; `auto` is vLLM on a GPU where it is installed, else the native one.
@@ -33,8 +38,9 @@ def build_engine(
     `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
     means every core. `max_num_seqs`: requests worked on at a time; further ones wait. `adapters`: directories by the
     names under which the model is asked through them, `max_loaded_adapters` of which are held at a time.
-    `tensor_parallel_size`: devices that share the model, and `engine_args`: further arguments of vLLM's, both for that
-    engine. The fake engine takes no model, and any adapter.
+    `tensor_parallel_size`: devices that divide the model among them. `engine_args`: further arguments of vLLM's, for
+    that engine. `quantize`, `device_map`, `max_memory` and `shards_are_actors`: as `build_native` takes them. The fake
+    engine takes no model, and any adapter.
 
     Raises:
         ModelError: the model cannot be used.
@@ -43,6 +49,8 @@ def build_engine(
     if name == "fake":
         return FakeEngine(max_model_len=max_model_len or 4096, adapters=adapters or ())
     if choose_engine(name, device) == "vllm":
+        if quantize or device_map or max_memory:
+            raise ConfigError("args.quantize, device_map and max_memory: are the native engine's; vLLM has engine_args")
         return _build_vllm(
             model,
             device=device,
@@ -57,14 +65,23 @@ def build_engine(
         )
     if engine_args:
         raise ConfigError("args.engine_args: are those of vLLM; the native engine takes none")
-    import torch
+    from ray_apps.engine.native.build import build_native
 
-    from ray_apps.engine.native.engine import NativeEngine
-    from ray_apps.engine.native.loading import load_model
-
-    torch.set_num_threads(num_threads or usable_cpus())
-    loaded = load_model(model, device=device, dtype=dtype, max_model_len=max_model_len)
-    return NativeEngine(loaded, max_num_seqs=max_num_seqs, adapters=adapters, max_loaded_adapters=max_loaded_adapters)
+    return build_native(
+        model,
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        num_threads=num_threads or max(1, usable_cpus() // tensor_parallel_size),
+        max_num_seqs=max_num_seqs,
+        adapters=adapters or {},
+        max_loaded_adapters=max_loaded_adapters,
+        quantize=quantize,
+        device_map=device_map,
+        max_memory=max_memory,
+        tensor_parallel_size=tensor_parallel_size,
+        shards_are_actors=shards_are_actors,
+    )
 
 
 def choose_engine(name: EngineName, device: Device) -> EngineName:

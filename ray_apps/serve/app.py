@@ -9,9 +9,11 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
-from ray_apps.machine import count_gpus, usable_cpus
+from ray_apps.engine.build import choose_engine
+from ray_apps.machine import count_gpus, gpu_memory, usable_cpus
 from ray_apps.serve.arguments import read_arguments
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
+from ray_apps.serve.devices import needed_devices
 from ray_apps.serve.ingress import Ingress
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.replica_router import AffinityRouter
@@ -68,8 +70,14 @@ def _choose_resources(args: ModelArgs, num_replicas: int) -> ModelArgs:
     has_gpu = args.engine != "fake" and args.device != "cpu" and _cluster_has_gpu()
     if args.device == "cuda" and not has_gpu:
         raise ConfigError("args.device: 'cuda' is not valid; the cluster has no GPU, so expected 'auto' or 'cpu'")
-    threads = args.num_threads or max(1, usable_cpus() // num_replicas)
-    return args.model_copy(update={"device": "cuda" if has_gpu else "cpu", "num_threads": threads})
+    if args.device_map and not has_gpu:
+        raise ConfigError("args.device_map: 'auto' is not valid; the cluster has no GPU")
+    size = args.num_devices
+    if has_gpu and args.tensor_parallel_size == "auto" and not args.device_map and not args.quantize:
+        size = needed_devices(args.model, gpu_memory())
+    threads = args.num_threads or max(1, usable_cpus() // (num_replicas * size))
+    chosen = {"device": "cuda" if has_gpu else "cpu", "num_threads": threads, "tensor_parallel_size": size}
+    return args.model_copy(update=chosen)
 
 
 def _cluster_has_gpu() -> bool:
@@ -103,12 +111,16 @@ def replica_options(args: ModelArgs) -> dict[str, Any]:
 
 
 def _devices(args: ModelArgs) -> dict[str, Any]:
-    """A device of its own; of several each is a bundle in one placement group, where vLLM puts its workers."""
-    num_gpus = 1 if args.device == "cuda" else 0
+    """A device of its own; of several each is a bundle in one placement group.
+
+    The replica itself is in the first. There it holds the first shard, unless vLLM puts workers of its own everywhere.
+    """
+    num_gpus = args.num_gpus if args.device == "cuda" else 0
     if args.num_devices == 1:
         return {"ray_actor_options": {"num_cpus": 1, "num_gpus": num_gpus}}
+    uses_vllm = choose_engine(args.engine, args.device) == "vllm"
     return {
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": 0 if uses_vllm else num_gpus},
         "placement_group_bundles": [{"CPU": 1, **({"GPU": 1} if num_gpus else {})}] * args.num_devices,
         "placement_group_strategy": "STRICT_PACK",
     }

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from data_prep.config import Settings
 from data_prep.errors import ModelError
 from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
-from ray_apps.engine.build import Device, Dtype, EngineName
+from ray_apps.engine.build import Device, Dtype, EngineName, Quantization
 from ray_apps.serve.policy import Limits, RequestLogging, Security
 from ray_apps.serve.scaling import Autoscaling
 
@@ -41,8 +41,18 @@ class ModelArgs(Settings):
     """Where: `auto` is a GPU if the cluster has one or can get one."""
     dtype: Dtype = "auto"
     """Of the weights; `auto` keeps that of the files."""
-    tensor_parallel_size: Literal["auto"] | int = "auto"
-    """Devices of one replica. Only the vllm engine shares a model among several."""
+    quantize: Quantization | None = None
+    """Weights quantised by bitsandbytes as they are loaded; for the native engine."""
+    tensor_parallel_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Devices of one replica, which divide every layer among them. `auto`: as many GPUs as its weights need."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads layers over the `num_gpus` of a replica instead, quantised ones too; for the native engine."""
+    num_gpus: int = Field(1, ge=1)
+    """GPUs of one replica with a `device_map`."""
+    max_memory: dict[int | Literal["cpu"], Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?[KMG]i?B$")]] = Field(
+        default={}
+    )
+    """What `device_map` may put on each GPU, by its number, such as `{0: 20GiB}`."""
     max_model_len: int | None = Field(None, ge=2)
     """Tokens of prompt and answer together; by default what the model was made for."""
     num_threads: int | None = Field(None, ge=1)
@@ -62,12 +72,19 @@ class ModelArgs(Settings):
     graceful_shutdown_timeout_s: float = Field(60, ge=0)
     """Seconds a replica that is stopped has to finish its answers."""
 
-    @field_validator("tensor_parallel_size")
-    @classmethod
-    def _is_shared_by_vllm(cls, value: str | int, info: ValidationInfo) -> str | int:
-        if value not in ("auto", 1) and (info.data.get("engine") != "vllm" or int(value) < 1):
-            raise ValueError(f"{value} is not valid; expected 'auto' or 1, or a number of devices with engine 'vllm'")
-        return value
+    @model_validator(mode="after")
+    def _is_divided_in_one_way(self) -> Self:
+        if self.num_devices > 1:
+            for field in ("quantize", "device_map"):
+                if getattr(self, field):
+                    raise ValueError(f"{field}: cannot be set together with tensor_parallel_size {self.num_devices}")
+            if self.adapters and self.engine == "native":
+                raise ValueError("adapters: cannot be set together with tensor_parallel_size on engine 'native'")
+        if (self.num_gpus > 1) != bool(self.device_map):
+            raise ValueError("device_map: 'auto' and a num_gpus of 2 or more are set together, or neither")
+        if self.max_memory and not self.device_map:
+            raise ValueError("max_memory: is for a device_map; expected device_map 'auto' beside it")
+        return self
 
     @field_validator("autoscaling")
     @classmethod

@@ -36,7 +36,11 @@ class Replica:
             max_num_seqs=args.max_ongoing_requests,
             adapters=args.adapters,
             max_loaded_adapters=args.max_loaded_adapters,
+            quantize=args.quantize,
+            device_map=args.device_map,
+            max_memory=args.max_memory,
             tensor_parallel_size=args.num_devices,
+            shards_are_actors=True,
             engine_args=args.engine_args,
         )
         self._backend = EngineBackend(self._engine)

@@ -59,7 +59,7 @@ def slot_attention(
         slots = slice(group[0].slot, group[-1].slot + 1)
         length = max(segment.end for segment in group)
         keys, values = key[slots, :, :length], value[slots, :, :length]
-        mask = current.mask(number, sliding_window)
+        mask = current.mask(number, sliding_window, query.device)
         if group[0].count == 1:
             last = at + len(group)
             grouped = tokens[at:last].reshape(len(group), num_key_heads, -1, size)

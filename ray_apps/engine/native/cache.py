@@ -45,30 +45,38 @@ class Pass:
     def __init__(self, segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> None:
         slots = [segment.slot for segment in segments for _ in range(segment.count)]
         positions = [position for segment in segments for position in range(segment.start, segment.end)]
-        self.slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor(positions, device=device)
         self.groups = group_segments(segments)
-        self._device, self._dtype = device, dtype
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._dtype = dtype
+        self._places = {device: (torch.tensor(slots, device=device), self.positions)}
+        self._masks: dict[tuple[int, int | None, torch.device], Tensor | None] = {}
 
-    def mask(self, number: int, window: int | None) -> Tensor | None:
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Slot and position of each token, for a layer on `device`."""
+        if device not in self._places:
+            slots, positions = next(iter(self._places.values()))
+            self._places[device] = slots.to(device), positions.to(device)
+        return self._places[device]
+
+    def mask(self, number: int, window: int | None, device: torch.device) -> Tensor | None:
         """What is added to the scores of group `number`; None where nothing is hidden.
 
         `[slots, 1, 1, length]` of single tokens, `[count, length]` of a segment. A token may attend to itself and to
         what is before it, to `window` tokens in all.
         """
-        if (number, window) not in self._masks:
+        key = number, window, device
+        if key not in self._masks:
             group = self.groups[number]
             positions = [position for segment in group for position in range(segment.start, segment.end)]
-            queries = torch.tensor(positions, device=self._device)[:, None]
-            keys = torch.arange(max(segment.end for segment in group), device=self._device)
+            queries = torch.tensor(positions, device=device)[:, None]
+            keys = torch.arange(max(segment.end for segment in group), device=device)
             hidden = keys > queries
             if window is not None:
                 hidden |= keys <= queries - window
-            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill(hidden, -torch.inf)
+            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device).masked_fill(hidden, -torch.inf)
             shaped = mask if group[0].count > 1 else mask[:, None, None]
-            self._masks[number, window] = shaped if hidden.any() else None
-        return self._masks[number, window]
+            self._masks[key] = shaped if hidden.any() else None
+        return self._masks[key]
 
 
 def group_segments(segments: Sequence[Segment]) -> list[list[Segment]]:
@@ -117,9 +125,9 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        current = self._cache.current
-        self.keys[current.slots, :, current.positions] = key_states[0].transpose(0, 1)
-        self.values[current.slots, :, current.positions] = value_states[0].transpose(0, 1)
+        slots, positions = self._cache.current.places(self.keys.device)
+        self.keys[slots, :, positions] = key_states[0].transpose(0, 1)
+        self.values[slots, :, positions] = value_states[0].transpose(0, 1)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -9,16 +9,17 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from ray_apps.engine.language import LanguageEngine
 from ray_apps.engine.native.adapters import Adapters
 from ray_apps.engine.native.cache import Segment
-from ray_apps.engine.native.forward import SlotModel, fitting_slots
+from ray_apps.engine.native.forward import LostModelError, SlotModel, fitting_slots
 from ray_apps.engine.native.jobs import AnswerJob, EmbeddingJob, Item, Job, Outcome, Part
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.pulse import PATIENCE_S, Pulse
@@ -48,7 +49,8 @@ class NativeEngine(LanguageEngine):
 
     `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
     `patience_s`: when a pass takes longer, the engine counts as stuck. `adapters`: directories by name, of which
-    `max_loaded_adapters` are held at a time.
+    `max_loaded_adapters` are held at a time. `make_model`: what does the passes, from a
+    model, a number of slots and their room.
 
     Raises:
         ModelError: an adapter cannot be used with the model.
@@ -63,13 +65,14 @@ class NativeEngine(LanguageEngine):
         patience_s: float = PATIENCE_S,
         adapters: Mapping[str, str] | None = None,
         max_loaded_adapters: int = 8,
+        make_model: Callable[[PreTrainedModel, int, int], SlotModel] = SlotModel,
     ) -> None:
         super().__init__(loaded.language)
         self._loaded = loaded
         self._counts = _Counts()
         self._adapters = Adapters(loaded.model, adapters or {}, max_loaded_adapters)
         num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
-        self._model = SlotModel(loaded.model, num_slots, loaded.max_model_len)
+        self._model = make_model(loaded.model, num_slots, loaded.max_model_len)
         self._scheduler: Scheduler[Job] = Scheduler(num_slots, prefill_tokens)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox = _Outbox()
@@ -139,12 +142,17 @@ class NativeEngine(LanguageEngine):
             raise error
         if self._closing.is_set() or not self._thread.is_alive():
             raise EngineStoppedError("the engine is not running")
+        try:
+            self._model.check()
+        except LostModelError as error:
+            raise EngineStoppedError(str(error)) from None
 
     def shutdown(self) -> None:
         """Give up every request and end the thread, unless it is stuck."""
         self._closing.set()
         self._jobs.put(None)
         self._thread.join(self._pulse.patience_s)
+        self._model.close()
 
     def _run(self) -> None:
         try:
@@ -185,8 +193,8 @@ class NativeEngine(LanguageEngine):
         except Exception as error:
             logger.exception("a pass over %d requests failed", len(self._scheduler.running))
             self._fail_running(error)
-            if isinstance(error, torch.AcceleratorError):
-                raise  # The device is lost for this process: end the thread, so that the replica is replaced.
+            if isinstance(error, torch.AcceleratorError | LostModelError):
+                self._closing.set()  # Lost for this process: end the thread, so that the replica is replaced.
 
     def _fill(self, running: Running[Job]) -> None:
         """Put into a slot what it is to have of the prompt."""

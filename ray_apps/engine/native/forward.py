@@ -1,6 +1,7 @@
 """The model on a cache of slots: one forward pass over the tokens of many sequences."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,17 +31,32 @@ def fitting_slots(model: PreTrainedModel, wanted: int, max_len: int) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes: int = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    room = int(_SHARE * free_memory(model.device) / token_bytes)
+    layer_bytes: int = 2 * heads * size * model.dtype.itemsize
+    # Shards on a CPU share its memory; on GPUs each has its own, and holds its own heads alone.
+    shards = (getattr(model, "tp_size", None) or 1) if model.device.type == "cuda" else 1
+    room = min(
+        int(_SHARE * free_memory(device) / (count * layer_bytes / shards))
+        for device, count in layers_by_device(model).items()
+    )
     if room < max_len:
+        taken = max_len * config.num_hidden_layers * layer_bytes / 1e9
         raise ConfigError(
-            f"args.max_model_len: {max_len} tokens take {max_len * token_bytes / 1e9:.1f} GB for each request; "
-            f"valid here: up to {room}"
+            f"args.max_model_len: {max_len} tokens take {taken:.1f} GB for each request; valid here: up to {room}"
         )
     fitting = min(wanted, room // max_len)
     if fitting < wanted:
         logger.warning("there is memory for %d requests of %d tokens at a time, not %d", fitting, max_len, wanted)
     return fitting
+
+
+def layers_by_device(model: PreTrainedModel) -> Counter[torch.device]:
+    """How many layers of the decoder are worked on by each device."""
+    devices = [next(layer.parameters()).device for layer in model.get_decoder().layers]
+    return Counter(model.device if device.type == "meta" else device for device in devices)
+
+
+class LostModelError(RuntimeError):
+    """The model will not make another pass in this process."""
 
 
 class SlotModel:
@@ -89,6 +105,16 @@ class SlotModel:
         """The last hidden states `[tokens, size]` of the pass before."""
         assert self._hidden is not None
         return self._hidden[0]
+
+    def check(self) -> None:
+        """Return if the model can make a pass.
+
+        Raises:
+            LostModelError: it cannot, and never will.
+        """
+
+    def close(self) -> None:
+        """Give back what is outside of this process."""
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, num_tokens: int) -> None:

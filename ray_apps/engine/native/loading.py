@@ -1,15 +1,30 @@
 """A model directory as everything the native engine needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
-from data_prep.errors import ConfigError
+from data_prep.errors import ConfigError, ModelError
 from data_prep.tokenizer import load_tokenizer
 from ray_apps.engine.language import Language, read_language
 from ray_apps.model_dir import local_model_dir
-from ray_apps.models import load_causal_lm
+from ray_apps.models import choose_device, load_causal_lm
+
+BITSANDBYTES = {
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -21,18 +36,85 @@ class LoadedModel:
     max_model_len: int
 
 
-def load_model(model: str, *, device: str, dtype: str, max_model_len: int | None) -> LoadedModel:
+def load_model(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int | None,
+    quantize: str | None = None,
+    device_map: str | None = None,
+    max_memory: Mapping[int | str, str] | None = None,
+    tensor_parallel_size: int = 1,
+) -> LoadedModel:
     """Load `model` (a directory, an `s3://` path or a hub id) for inference.
+
+    `quantize`: `int8` or `nf4`, by bitsandbytes. `device_map` `auto`: layers are spread over the GPUs that this process
+    sees, each of which takes up to `max_memory`. `tensor_parallel_size`: processes of which this is one, in a process
+    group already; each gets its share.
 
     Raises:
         ModelError: the model cannot be used.
-        ConfigError: `max_model_len` is more than the model was made for, or it is needed and not given.
+        ConfigError: it cannot be used in this way; naming the field.
     """
     directory = local_model_dir(model)
     tokenizer = load_tokenizer(str(directory))
-    causal_lm = load_causal_lm(directory, dtype=dtype, device=device).eval()
+    options = placement(
+        read_config(directory), device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size
+    )
+    causal_lm = load_causal_lm(directory, dtype=dtype, device=device, **options).eval()
     language = read_language(tokenizer, causal_lm.config, causal_lm.generation_config)
     return LoadedModel(causal_lm, language, choose_max_model_len(causal_lm.config, max_model_len))
+
+
+def read_config(directory: Path) -> PreTrainedConfig:
+    """The config of the model in `directory`.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"model {str(directory)!r}: config.json: {str(error).strip().splitlines()[0]}") from None
+    return config
+
+
+def placement(
+    config: PreTrainedConfig,
+    device: str,
+    quantize: str | None,
+    device_map: str | None,
+    max_memory: Mapping[int | str, str] | None,
+    *,
+    tensor_parallel_size: int,
+) -> dict[str, Any]:
+    """What transformers is told about where weights go and in which form, beside their type.
+
+    Raises:
+        ConfigError: the fields do not go together, or not with the model or the machine.
+    """
+    written = getattr(config, "quantization_config", None)
+    is_quantized = bool(quantize or written)
+    if quantize and written:
+        raise ConfigError(f"args.quantize: {quantize!r} is not valid; the model's weights are quantised already")
+    if tensor_parallel_size > 1:
+        if is_quantized:
+            raise ConfigError(
+                "args.tensor_parallel_size: weights of bitsandbytes cannot be divided; use device_map: auto"
+            )
+        if device_map:
+            raise ConfigError("args.device_map: cannot be set together with tensor_parallel_size")
+        return {"distributed_config": DistributedConfig(tp_size=tensor_parallel_size)}
+    options: dict[str, Any] = {}
+    if quantize:
+        options["quantization_config"] = BITSANDBYTES[quantize]
+    if device_map:
+        num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
+        if num_gpus < 2:
+            raise ConfigError(f"args.device_map: {device_map!r} is for several GPUs; here are {num_gpus}")
+        return {**options, "device_map": device_map, "max_memory": dict(max_memory) if max_memory else None}
+    return {**options, "device_map": {"": choose_device(device)}} if is_quantized else {}
 
 
 def choose_max_model_len(config: Any, wanted: int | None) -> int:

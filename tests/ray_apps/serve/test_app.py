@@ -48,8 +48,8 @@ def test_each_device_of_a_replica_is_a_bundle_of_its_placement_group() -> None:
     assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
     on_cpu = replica_options(ServeArgs(engine="vllm", tensor_parallel_size=2, device="cpu"))
     assert on_cpu["placement_group_bundles"] == [{"CPU": 1}] * 2
-    with pytest.raises(ConfigError, match=r"args\.tensor_parallel_size: 2 is not valid; .* with engine 'vllm'"):
-        ServeArgs.parse({"engine": "native", "tensor_parallel_size": 2}, "args")
+    native = replica_options(ServeArgs(engine="native", tensor_parallel_size=2, device="cuda"))
+    assert native["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 1}
 
 
 def test_cores_are_shared_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.util.state import list_actors
 
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config import ModelArgs
@@ -132,6 +133,18 @@ def test_a_stuck_engine_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> Non
         (pid,) = pids(endpoint)
         assert endpoint.ask("hello", max_tokens=4).status in (200, 503)
         wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=4).status == 200)
+
+
+def test_a_dead_shard_fails_its_replica_which_is_replaced(tiny_model_dir: Path) -> None:
+    fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1}
+    with serving(**fields) as endpoint:
+        expected = endpoint.ask("hello", max_tokens=12)
+    with serving(**fields, tensor_parallel_size=2) as endpoint:
+        assert endpoint.ask("hello", max_tokens=12).text == expected.text
+        (pid,) = pids(endpoint)
+        (shard,) = list_actors(filters=[("class_name", "=", "_Shard"), ("state", "=", "ALIVE")])
+        os.kill(shard.pid, signal.SIGKILL)
+        wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=12).text == expected.text)
 
 
 def test_when_time_is_up_the_work_stops_and_the_place_is_free() -> None:

@@ -1,0 +1,69 @@
+"""Building the native engine: the model in this process, or divided among several."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from data_prep.errors import ConfigError
+from ray_apps.engine.native.engine import NativeEngine
+from ray_apps.engine.native.loading import load_model
+from ray_apps.engine.native.shards import ProcessShards, StartShards, load_sharded
+from ray_apps.models import choose_device
+
+
+def build_native(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int | None,
+    num_threads: int,
+    max_num_seqs: int,
+    adapters: Mapping[str, str],
+    max_loaded_adapters: int,
+    quantize: str | None,
+    device_map: str | None,
+    max_memory: Mapping[int | str, str] | None,
+    tensor_parallel_size: int,
+    shards_are_actors: bool,
+) -> NativeEngine:
+    """The native engine for `model`; see `build_engine`, and `load_model` for quantising and spreading it.
+
+    The `tensor_parallel_size` processes that divide it among them are others of this machine, or actors of Ray in the
+    placement group that this process is in. Each has `num_threads`.
+
+    Raises:
+        ModelError: the model, or an adapter, cannot be used.
+        ConfigError: it cannot be used in this way; the message names the field.
+    """
+    torch.set_num_threads(num_threads)
+    load = partial(
+        load_model,
+        model,
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        quantize=quantize,
+        device_map=device_map,
+        max_memory=max_memory,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_loaded_adapters": max_loaded_adapters}
+    if tensor_parallel_size == 1:
+        return NativeEngine(load(), adapters=adapters, **limits)
+    if adapters:
+        raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
+    kind = choose_device(device).type
+    start = _starter(shards_are_actors, kind, num_threads)
+    loaded, make_model = load_sharded(load, model, tensor_parallel_size, start, kind)
+    return NativeEngine(loaded, make_model=make_model, **limits)
+
+
+def _starter(shards_are_actors: bool, device: str, num_threads: int) -> StartShards:
+    if shards_are_actors:
+        from ray_apps.engine.sharding import ActorShards
+
+        return partial(ActorShards, device=device, num_threads=num_threads)
+    return partial(ProcessShards, device=device, num_threads=num_threads)
