@@ -1,7 +1,8 @@
 """Names a rank that hangs, and ends the process that waits for it, so that the group is restarted.
 
 Each rank tells the others every few seconds where its training thread is. When training has made no progress for too
-long, those that are silent, or are busy with something else than waiting for others, are the ones that hang.
+long, those that are silent, or are busy with something else than waiting for others, are the ones that hang. While it
+gets on, a rank that hardly ever waits where all others mostly do is one that lags.
 """
 
 import json
@@ -11,8 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE = 86
 """Of a process that waited too long for another."""
+LAG_BEATS = 20
+"""Beats of each rank that are compared to find one that lags."""
+_LAGGARD_WAITS, _OTHERS_WAIT = 0.2, 0.5
 _COLLECTIVES = f"{os.sep}torch{os.sep}distributed{os.sep}"
 
 
@@ -65,6 +69,21 @@ def find_hanging(seen: Mapping[int, Seen], silent_s: float) -> dict[int, str]:
     return silent or busy
 
 
+def find_lagging(beats: Mapping[int, Sequence[Beat]]) -> dict[int, str]:
+    """Ranks that the others wait for though training gets on, and how that shows in `LAG_BEATS` beats of each."""
+    if any(len(told) < LAG_BEATS or told[0].step == told[-1].step for told in beats.values()):
+        return {}
+    waits = {rank: sum(beat.waits for beat in told) / len(told) for rank, told in beats.items()}
+    others = [share for share in waits.values() if share >= _LAGGARD_WAITS]
+    if not others or min(others) < _OTHERS_WAIT:
+        return {}
+    return {
+        rank: f"it waits in {share:.0%} of the looks at it, the others in {min(others):.0%} or more"
+        for rank, share in waits.items()
+        if share < _LAGGARD_WAITS
+    }
+
+
 def describe_hanging(seen: Mapping[int, Seen], silent_s: float) -> str:
     """One line that names the ranks that hang, with their place and step."""
     hanging = find_hanging(seen, silent_s)
@@ -92,6 +111,8 @@ class Watchdog:
         self.step = 0
         self._progressed_at = self._exchanged_at = time.monotonic()
         self._seen: dict[int, tuple[Beat, float]] = {}
+        self._told: dict[int, deque[Beat]] = {rank: deque(maxlen=LAG_BEATS) for rank in range(self._world_size)}
+        self._lagging: dict[int, str] = {}
         self._warned_at = 0.0
         self._stopped = threading.Event()
         self._store = _shared_store(self._rank, self._world_size)
@@ -122,7 +143,7 @@ class Watchdog:
                 self._give_up(still_s)
             elif still_s > self._timeout_s / 4 and self._world_size > 1 and self._warned_at != since:
                 self._warned_at = since
-                self._record("lag", self._describe())
+                self._record("lag", self._describe(), self._hanging())
 
     def _describe(self) -> str:
         if time.monotonic() - self._exchanged_at > self._silent_s:
@@ -142,6 +163,19 @@ class Watchdog:
             except (RuntimeError, dist.DistError):
                 continue
             self._exchanged_at = time.monotonic()
+            self._tell_who_lags()
+
+    def _tell_who_lags(self) -> None:
+        """Once, until others do, or none does for as long."""
+        if any(len(told) < LAG_BEATS for told in self._told.values()):
+            return
+        lagging = find_lagging(self._told)
+        if lagging and lagging.keys() != self._lagging.keys():
+            lines = (f"rank {rank} ({self._told[rank][-1].place}) lags: {how}" for rank, how in lagging.items())
+            self._record("lag", "; ".join(lines), lagging)
+        self._lagging = lagging
+        for told in self._told.values():
+            told.clear()
 
     def _look_at(self, rank: int) -> None:
         if not self._store.check([f"rank-{rank}"]):
@@ -149,14 +183,17 @@ class Watchdog:
         beat = Beat(**json.loads(self._store.get(f"rank-{rank}")))
         if rank not in self._seen or self._seen[rank][0].number != beat.number:
             self._seen[rank] = (beat, time.monotonic())
+            self._told[rank].append(beat)
 
     def _ages(self) -> dict[int, Seen]:
         return {rank: Seen(beat, time.monotonic() - since) for rank, (beat, since) in sorted(self._seen.items())}
 
-    def _record(self, name: str, message: str) -> None:
+    def _hanging(self) -> Collection[int]:
+        return find_hanging(self._ages(), self._silent_s)
+
+    def _record(self, name: str, message: str, hanging: Collection[int]) -> None:
         """The lowest rank that does not hang writes it down, if it can within a while: its disk may be what hangs."""
         logger.warning("%s: %s", name, message)
-        hanging = find_hanging(self._ages(), self._silent_s)
         able = [rank for rank in range(self._world_size) if rank not in hanging and f"rank {rank} hangs" not in message]
         if self._rank == min(able, default=self._rank):
             record = {"event": name, "time": time.time(), "step": self.step, "message": message}
@@ -171,7 +208,8 @@ class Watchdog:
             logger.warning("%s: the metrics cannot be written: %s", self._run.folder, error)
 
     def _give_up(self, still_s: float) -> None:
-        self._record("hang", f"no progress for {still_s:.0f} s after step {self.step}: {self._describe()}")
+        told = f"no progress for {still_s:.0f} s after step {self.step}: {self._describe()}"
+        self._record("hang", told, self._hanging())
         if not self._stopped.wait(2 * self._interval_s):  # let the rank that writes it down do so
             self._end(EXIT_CODE)
 

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -8,7 +9,16 @@ import pytest
 
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.watchdog import EXIT_CODE, Beat, Seen, Watchdog, describe_hanging, find_hanging
+from ray_apps.train.watchdog import (
+    EXIT_CODE,
+    LAG_BEATS,
+    Beat,
+    Seen,
+    Watchdog,
+    describe_hanging,
+    find_hanging,
+    find_lagging,
+)
 from tests.processes import CPU, group, start
 
 WAITING = Beat(9, 4, "distributed_c10d.py:1 all_reduce", waits=True, place="process 1 on a")
@@ -41,6 +51,61 @@ def test_ranks_that_all_wait_are_told_with_their_places() -> None:
     assert message.startswith("all ranks wait for each other: 0 at distributed_c10d.py:1 all_reduce, 1 at")
 
 
+def beats(waits: int, *, steps: int = 2) -> list[Beat]:
+    """Of a rank that waits in so many of 20 looks."""
+    return [
+        Beat(number, number * steps // LAG_BEATS, "loop.py:1 step", waits=number < waits, place="process 1 on a")
+        for number in range(LAG_BEATS)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "lagging"),
+    [
+        ({0: beats(15), 1: beats(1), 2: beats(12)}, {1}),
+        ({0: beats(1), 1: beats(18)}, {0}),
+        ({0: beats(15), 1: beats(14)}, set()),
+        ({0: beats(3), 1: beats(5)}, set()),
+        ({0: beats(0), 1: beats(1)}, set()),  # as with NCCL, where a rank that waits looks busy
+        ({0: beats(15), 1: beats(1, steps=0)}, set()),
+        ({0: beats(15), 1: beats(1)[:10]}, set()),
+    ],
+)
+def test_a_rank_lags_that_hardly_waits_where_all_others_mostly_do(
+    told: dict[int, list[Beat]], lagging: set[int]
+) -> None:
+    assert find_lagging(told).keys() == lagging
+
+
+def train_slowly(rank: int, rendezvous: str, config: TrainConfig, slow_rank: int) -> None:
+    """Train on two ranks, one of which takes longer over each step."""
+    from ray_apps.train import loop
+
+    load = loop.load_batch
+
+    def load_slowly(*arguments: object) -> object:
+        time.sleep(0.3 if rank == slow_rank else 0)
+        return load(*arguments)  # type: ignore[arg-type]
+
+    loop.load_batch = load_slowly  # type: ignore[assignment]
+    with group(rank, 2, rendezvous):
+        loop.run_training(config, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_rank", [0, 1])
+def test_a_rank_that_lags_is_named(make_config: Callable[..., TrainConfig], tmp_path: Path, slow_rank: int) -> None:
+    config = make_config(max_steps=45, epochs=99, num_workers=2, hang_timeout_s=6.0)
+    ranks = [start(train_slowly, rank, str(tmp_path / "rendezvous"), config, slow_rank) for rank in (0, 1)]
+    for rank in ranks:
+        rank.join(90)
+        assert rank.exitcode == 0
+    records = [record for record in RunDir(config.run_dir).read_metrics() if record.get("event") == "lag"]
+    assert any(
+        re.search(rf"^rank {slow_rank} \(process \d+ on .*\) lags: it waits in", one["message"]) for one in records
+    )
+
+
 def hang_at_step(rank: int, rendezvous: str, config: TrainConfig, step: int, frozen: bool, hanging_rank: int) -> None:
     """Train on two ranks; one of them hangs after `step`: its whole process is frozen, or it oversleeps."""
     from ray_apps.train.loop import run_training
@@ -71,8 +136,6 @@ def hang_at_step(rank: int, rendezvous: str, config: TrainConfig, step: int, fro
 def test_a_rank_that_hangs_is_named_and_not_waited_for(
     make_config: Callable[..., TrainConfig], tmp_path: Path, frozen: bool, hanging_rank: int, expected: str
 ) -> None:
-    import re
-
     config = make_config(max_steps=8, num_workers=2, hang_timeout_s=8.0)
     ranks = [
         start(hang_at_step, rank, str(tmp_path / "rendezvous"), config, 3, frozen, hanging_rank) for rank in (0, 1)
