@@ -93,9 +93,9 @@ def train_slowly(rank: int, rendezvous: str, config: TrainConfig, slow_rank: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slow_rank", [0, 1])
+@pytest.mark.parametrize("slow_rank", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_rank_that_lags_is_named(make_config: Callable[..., TrainConfig], tmp_path: Path, slow_rank: int) -> None:
-    config = make_config(max_steps=45, epochs=99, num_workers=2, hang_timeout_s=6.0)
+    config = make_config(max_steps=24, epochs=99, num_workers=2, hang_timeout_s=6.0)
     ranks = [start(train_slowly, rank, str(tmp_path / "rendezvous"), config, slow_rank) for rank in (0, 1)]
     for rank in ranks:
         rank.join(90)
