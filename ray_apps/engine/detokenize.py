@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from data_prep.byte_level import BYTE_LEVEL
 from data_prep.errors import ModelError
 
+CALL_MARKS = {"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"}
+"""Text, though tokenizers may call them special: they tell where the assistant calls tools."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -39,7 +41,7 @@ def read_vocabulary(backend: Tokenizer) -> Vocabulary:
         raise ModelError(f"the tokenizer's decoder ({', '.join(unknown) or 'none'}) is not supported")
     pieces = {index: _token_bytes(token, steps) for token, index in backend.get_vocab(with_added_tokens=False).items()}
     for index, token in backend.get_added_tokens_decoder().items():
-        pieces[index] = b"" if token.special else token.content.encode()
+        pieces[index] = b"" if token.special and token.content not in CALL_MARKS else token.content.encode()
     size = max(pieces, default=-1) + 1
     return Vocabulary(tuple(pieces.get(index, b"") for index in range(size)), any(map(_strips_space, steps)))
 

@@ -32,23 +32,30 @@ from ray_apps.serve.jobs import (
     TextPrompt,
     TokenizeJob,
     Tokens,
+    Truncation,
 )
+from ray_apps.serve.tool_calls import CallReader, call_reader, read_calls
+from ray_apps.serve.tools import call_format
+from ray_apps.serve.truncation import Messages, answer_room, shortest_cut
 
 
 class EngineBackend:
     """Does jobs with an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, truncate: Truncation = "off") -> None:
         self._engine = engine
+        self._truncate = truncate
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
         started = time.monotonic()
         # Encoding a long chat takes a while, as a grammar does; other answers go on meanwhile.
-        prompts = await asyncio.to_thread(self._prepare, job)
+        cut, prompts = await asyncio.to_thread(self._prepare, job)
+        num_dropped = num_messages(job) - num_messages(cut)
         answers = [self._engine.generate(request) for request in self._requests(job, prompts)]
         num_prompt, num_completion, num_cached = sum(map(len, prompts)), 0, 0
         begun: set[int] = set()
+        readers = self._call_readers(job, len(answers))
         try:
             async with aclosing(merged(answers)) as deltas:
                 async for index, delta in deltas:
@@ -61,9 +68,10 @@ class EngineBackend:
                             text = self._text(job.prompts[number], prompts[number]) + text
                             logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
                     num_completion += len(delta.token_ids)
-                    counts = (num_prompt, num_completion)
+                    told = Delta(text, num_prompt, num_completion, delta.finish_reason, index, tuple(logprobs))
                     worked_s = time.monotonic() - started
-                    yield Delta(text, *counts, delta.finish_reason, index, tuple(logprobs), num_cached, worked_s)
+                    told = replace(told, num_cached_tokens=num_cached, worked_s=worked_s, num_dropped=num_dropped)
+                    yield read_calls(readers[index], told) if readers else told
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
 
@@ -83,6 +91,7 @@ class EngineBackend:
 
     async def tokenize(self, job: TokenizeJob) -> Tokens:
         """The ids of the prompt."""
+        self._check_tools(job.prompt)
         token_ids = await asyncio.to_thread(self._encode, job.prompt, job.param, may_be_empty=True)
         return Tokens(token_ids, self._engine.max_model_len)
 
@@ -99,13 +108,43 @@ class EngineBackend:
             return "unavailable"
         return "ready"
 
-    def _prepare(self, job: Job) -> list[tuple[int, ...]]:
-        """The prompts in ids, once it is sure that the answers can be sampled as asked."""
+    def _call_readers(self, job: Job, num_answers: int) -> list[CallReader]:
+        """One for each answer, where tools are offered."""
+        how = call_format(self._engine.chat_template or "")
+        if job.calls is None or how is None:
+            return []
+        return [
+            call_reader("demanded" if job.calls.demanded else how, several=job.calls.several)
+            for _ in range(num_answers)
+        ]
+
+    def _prepare(self, job: Job) -> tuple[Job, list[tuple[int, ...]]]:
+        """The job without messages that there is no room for, and its prompts in ids.
+
+        Raises:
+            ApiError: the answers cannot be sampled as asked, or a prompt cannot be used.
+        """
+        for prompt in job.prompts:
+            self._check_tools(prompt)
         try:
             self._engine.check_sampling(job.sampling)
         except SamplingError as error:
-            raise bad_request(f"{error.param}: {error}", param=error.param) from None
-        return [self._encode(prompt, job.param) for prompt in job.prompts]
+            param = "tools" if job.calls and error.param == "response_format" else error.param
+            raise bad_request(f"{param}: {error}", param=param) from None
+        if (job.truncate or self._truncate) == "oldest_turns":
+            job = replace(job, prompts=tuple(self._cut(prompt, job) for prompt in job.prompts))
+        return job, [self._encode(prompt, job.param) for prompt in job.prompts]
+
+    def _cut(self, prompt: Prompt, job: Job) -> Prompt:
+        """A chat without the oldest rounds that there is no room for."""
+        if not isinstance(prompt, ChatPrompt):
+            return prompt
+        room = self._engine.max_model_len - answer_room(job.max_tokens, self._engine.max_model_len)
+
+        def fits(messages: Messages) -> bool:
+            return len(self._encode(replace(prompt, messages=messages), job.param)) <= room
+
+        return replace(prompt, messages=shortest_cut(prompt.messages, fits))
 
     def _requests(self, job: Job, prompts: list[tuple[int, ...]]) -> Iterable[GenerationRequest]:
         """One for each answer: with a seed, different answers that are the same the next time."""
@@ -123,6 +162,16 @@ class EngineBackend:
                     prompt_logprobs=job.sampling.logprobs if job.echo else None,
                     adapter=job.adapter,
                 )
+
+    def _check_tools(self, prompt: Prompt) -> None:
+        """Refuse tools, and messages about them, that the model would not see."""
+        if not isinstance(prompt, ChatPrompt) or call_format(self._engine.chat_template or ""):
+            return
+        reason = "this model's chat template has no tools, or writes calls in a way that is not known here"
+        if prompt.tools:
+            raise bad_request(f"tools: {reason}", param="tools")
+        if any(message["role"] == "tool" or message.get("tool_calls") for message in prompt.messages):
+            raise bad_request(f"messages: {reason}", param="messages")
 
     def _encode(self, prompt: Prompt, param: str, *, may_be_empty: bool = False) -> tuple[int, ...]:
         try:
@@ -158,6 +207,11 @@ class EngineBackend:
         piece = self._engine.token_bytes
         likeliest = tuple(ScoredToken(piece(token), logprob) for token, logprob in one.likeliest)
         return ScoredToken(piece(one.token_id), one.logprob, likeliest)
+
+
+def num_messages(job: Job) -> int:
+    """Of all chats."""
+    return sum(len(prompt.messages) for prompt in job.prompts if isinstance(prompt, ChatPrompt))
 
 
 def _api_error(error: Exception, param: str) -> ApiError:

@@ -5,28 +5,35 @@ from contextlib import aclosing
 from itertools import chain
 
 from ray_apps.serve.answers import Deltas, Header, sampling_of, usage_of, whole
-from ray_apps.serve.jobs import ChatPrompt, Delta, Job, ScoredToken
+from ray_apps.serve.jobs import CalledTool, CallRules, ChatPrompt, Delta, Job, ScoredToken
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.protocol.chat_response import (
     AssistantMessage,
+    CalledFunction,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
     ChunkChoice,
     Logprobs,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
 )
+from ray_apps.serve.protocol.messages import to_template
+from ray_apps.serve.tools import demand
 
 
 def make_job(request: ChatCompletionRequest, request_id: str, adapter: str | None = None) -> Job:
     """What the request asks the backend to do."""
-    sampling = sampling_of(
-        request,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        json_schema=None if request.response_format is None else request.response_format.schema_text,
-    )
-    prompt = ChatPrompt(tuple(message.to_template() for message in request.messages))
+    schema = None if request.response_format is None else request.response_format.schema_text
+    offered, demanded = request.offered_tools, request.demanded_tools
+    several = request.parallel_tool_calls is not False and request.tool_choice in (None, "auto", "required")
+    if demanded:
+        schema = demand(demanded, several=several)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    sampling = sampling_of(request, logprobs=logprobs, json_schema=schema)
+    tools = tuple(tool.model_dump(exclude_none=True) for tool in offered)
+    prompt = ChatPrompt(to_template(request.messages), tools)
     return Job(
         request_id,
         (prompt,),
@@ -35,6 +42,8 @@ def make_job(request: ChatCompletionRequest, request_id: str, adapter: str | Non
         request.num_answers,
         adapter=adapter,
         streams=bool(request.stream),
+        truncate=request.truncate,
+        calls=CallRules(bool(demanded), several) if offered else None,
     )
 
 
@@ -42,7 +51,8 @@ async def complete(header: Header, deltas: Deltas, num_answers: int = 1) -> Chat
     """Wait for the whole of all answers."""
     answers, usage = await whole(deltas, num_answers)
     choices = [_choice(index, answer) for index, answer in enumerate(answers)]
-    return ChatCompletion(**vars(header), choices=choices, usage=usage)
+    num_dropped = answers[0][-1].num_dropped
+    return ChatCompletion(**vars(header), choices=choices, usage=usage, dropped_messages=num_dropped)
 
 
 def _choice(index: int, answer: list[Delta]) -> Choice:
@@ -50,30 +60,42 @@ def _choice(index: int, answer: list[Delta]) -> Choice:
     assert reason is not None
     content = "".join(delta.text for delta in answer)
     scored = tuple(chain.from_iterable(delta.logprobs for delta in answer))
-    return Choice(
-        index=index, message=AssistantMessage(content=content), logprobs=_logprobs(scored), finish_reason=reason
-    )
+    calls = [_call(call) for delta in answer for call in delta.calls]
+    message = AssistantMessage(content=content or (None if calls else ""), tool_calls=calls or None)
+    return Choice(index=index, message=message, logprobs=_logprobs(scored), finish_reason=reason)
+
+
+def _call(call: CalledTool) -> ToolCall:
+    return ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
 
 
 async def chunks(
     header: Header, deltas: Deltas, *, include_usage: bool, num_answers: int = 1
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     """The pieces as chunks."""
-    for index in range(num_answers):
-        yield _chunk(header, ChunkChoice(index=index, delta={"role": "assistant", "content": ""}))
+    has_begun = False
+    num_calls = [0] * num_answers
     async with aclosing(deltas):
         async for delta in deltas:
+            for index in range(0 if has_begun else num_answers):
+                opening = ChunkChoice(index=index, delta={"role": "assistant", "content": ""})
+                yield _chunk(header, opening, dropped_messages=delta.num_dropped)
+            has_begun = True
             if delta.text or delta.logprobs:
                 content, logprobs = {"content": delta.text}, _logprobs(delta.logprobs)
                 yield _chunk(header, ChunkChoice(index=delta.index, delta=content, logprobs=logprobs))
+            for call in delta.calls:
+                told = {"index": num_calls[delta.index], **_call(call).model_dump()}
+                num_calls[delta.index] += 1
+                yield _chunk(header, ChunkChoice(index=delta.index, delta={"tool_calls": [told]}))
             if delta.finish_reason:
                 yield _chunk(header, ChunkChoice(index=delta.index, delta={}, finish_reason=delta.finish_reason))
     if include_usage:
         yield ChatCompletionChunk(**vars(header), choices=[], usage=usage_of(delta))
 
 
-def _chunk(header: Header, choice: ChunkChoice) -> ChatCompletionChunk:
-    return ChatCompletionChunk(**vars(header), choices=[choice])
+def _chunk(header: Header, choice: ChunkChoice, dropped_messages: int = 0) -> ChatCompletionChunk:
+    return ChatCompletionChunk(**vars(header), choices=[choice], dropped_messages=dropped_messages)
 
 
 def _logprobs(scored: tuple[ScoredToken, ...]) -> Logprobs | None:

@@ -11,6 +11,7 @@ from data_prep.config import Settings
 from data_prep.errors import ModelError
 from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import Device, Dtype, EngineName, Quantization
+from ray_apps.serve.jobs import Truncation
 from ray_apps.serve.policy import Limits, RequestLogging, Security
 from ray_apps.serve.scaling import Autoscaling
 
@@ -55,6 +56,8 @@ class ModelArgs(Settings):
     """What `device_map` may put on each GPU, by its number, such as `{0: 20GiB}`."""
     max_model_len: int | None = Field(None, ge=2)
     """Tokens of prompt and answer together; by default what the model was made for."""
+    truncate: Truncation = "off"
+    """Of a chat that is too long, with room for its answer: refuse it, or leave its `oldest_turns` out."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads of a replica; by default the machine's cores are shared among the replicas."""
     num_replicas: int | None = Field(None, ge=1)

@@ -23,6 +23,30 @@ class TextPrompt:
     add_special_tokens: bool = True
 
 
+Truncation = Literal["off", "oldest_turns"]
+"""Of a chat that is too long: refuse it, or leave its oldest rounds out."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalledTool:
+    """A call that the assistant made; `arguments` are a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallRules:
+    """Whether calls of tools are looked for in an answer. `demanded`: it is one, by the schema of its sampling.
+
+    `several`: whether more than the first call counts.
+    """
+
+    demanded: bool = False
+    several: bool = True
+
+
 Prompt = ChatPrompt | TextPrompt | tuple[int, ...]
 
 
@@ -33,7 +57,8 @@ class Job:
     `sampling` holds the rest; its own `max_tokens` is not looked at. `echo`: an answer begins with its prompt, with
     log probabilities of the prompt's tokens if `sampling` asks for any. `adapter`: the one to ask the model through.
     `param`: the field of the request that has the prompts. `session`: what the turns of one chat have in common.
-    `streams`: whether the client is told each piece as it comes.
+    `streams`: whether the client is told each piece as it comes. `calls`: None where no tools are offered.
+    `truncate`: what to do with a chat that is too long; None: as the model's settings have it.
     """
 
     request_id: str
@@ -46,6 +71,8 @@ class Job:
     param: str = "messages"
     session: str = ""
     streams: bool = False
+    calls: CallRules | None = None
+    truncate: Truncation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +94,22 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of answer `index`, and the tokens read and written so far, those of other answers included.
+    """The next piece of answer `index`: text, and calls after it; with the tokens of all answers so far.
 
-    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job.
+    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job. `num_dropped`: messages
+    of the chat that were left out, for it was too long.
     """
 
     text: str
     num_prompt_tokens: int
     num_completion_tokens: int
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["tool_calls"] | None = None
     index: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
     worked_s: float = 0.0
+    calls: tuple[CalledTool, ...] = ()
+    num_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import SamplingFields, Text, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.fields import SamplingFields, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.messages import ChatMessage
+from ray_apps.serve.protocol.tools import NamedTool, Tool
 
 # Values that ask for what happens anyway. Null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -16,57 +18,28 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "moderation": (),
     "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-_NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "refusal": (),
-    "tool_calls": ([],),
-}
+_MAX_TOOLS = 128
 
 
-def _as_parts(content: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if isinstance(content, list):
-        return content
-    raise PydanticCustomError("invalid_type", "should be a string or a list of text parts")
+def _read_choice(value: Any) -> str | None:
+    if value is None or value in ("none", "auto", "required"):
+        word: str | None = value
+        return word
+    try:
+        return f"={NamedTool.model_validate(value).function.name}"
+    except ValidationError:
+        message = "should be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"
+        raise PydanticCustomError("invalid_value", message) from None
 
 
-class TextPart(Wire):
-    """A part of a message. Images, sounds and files are not understood."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(Wire):
-    """One message. `developer` is another word for `system`."""
-
-    role: Literal["developer", "system", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
-    name: Text | None = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    refusal: Any = None
-    tool_calls: Any = None
-
-    @field_validator(*_NEUTRAL_IN_MESSAGE, mode="before")
-    @classmethod
-    def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
-        refuse_unless_neutral(value, _NEUTRAL_IN_MESSAGE[info.field_name or ""])
-
-    def to_template(self) -> dict[str, str]:
-        """The message as a chat template takes it. Parts of a text are put on lines of their own."""
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": "\n".join(part.text for part in self.content)}
-        return message if self.name is None else {**message, "name": self.name}
+ToolChoice = Annotated[
+    str | None,
+    PlainValidator(_read_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None),
+]
+"""A word, or the name of a tool after a `=`."""
 
 
 class JsonSchema(Wire):
@@ -112,21 +85,24 @@ class ChatCompletionRequest(SamplingFields):
     metadata: Any = None
     modalities: Any = None
     moderation: Any = None
-    parallel_tool_calls: Any = None
+    parallel_tool_calls: bool | None = None
     prediction: Any = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
+    tools: list[Tool] | None = Field(None, max_length=_MAX_TOOLS)
+    tool_choice: ToolChoice = Field(None, validate_default=True)
     response_format: ResponseFormat | None = None
     safety_identifier: Any = None
     service_tier: Any = None
     store: Any = None
-    tool_choice: Any = None
-    tools: Any = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     verbosity: Any = None
     web_search_options: Any = None
+
+    # Not OpenAI's.
+    truncate: Literal["off", "oldest_turns"] | None = None
 
     @field_validator(*_NEUTRAL, mode="before")
     @classmethod
@@ -140,12 +116,55 @@ class ChatCompletionRequest(SamplingFields):
             raise PydanticCustomError("invalid_value", "cannot be set together with 'max_completion_tokens'")
         return value
 
+    @field_validator("tools")
+    @classmethod
+    def _have_names_of_their_own(cls, value: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in value or ()]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("invalid_value", "should have names that differ")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _is_among_the_tools(cls, value: str | None, info: ValidationInfo) -> str | None:
+        functions = {tool.function.name: tool.function for tool in info.data.get("tools") or ()}
+        if value == "required" and not functions:
+            raise PydanticCustomError("invalid_value", "is only allowed with 'tools'")
+        if value not in (None, "none", "auto", "required") and value.removeprefix("=") not in functions:
+            raise PydanticCustomError("invalid_value", "should name one of 'tools'")
+        if value in (None, "auto") and any(function.strict for function in functions.values()):
+            raise PydanticCustomError(
+                "invalid_value",
+                "should be 'required' or name a tool where one is 'strict'; no other call is held to it",
+            )
+        return value
+
+    @field_validator("response_format")
+    @classmethod
+    def _leaves_room_for_tools(cls, value: ResponseFormat | None, info: ValidationInfo) -> ResponseFormat | None:
+        offers_tools = info.data.get("tools") and info.data.get("tool_choice") != "none"
+        if offers_tools and value is not None and value.schema_text is not None:
+            raise PydanticCustomError("invalid_value", "cannot be set together with 'tools'")
+        return value
+
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value and not info.data.get("logprobs"):
             raise PydanticCustomError("invalid_value", "is only allowed when 'logprobs' is true")
         return value
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """What the assistant may call, or must."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def demanded_tools(self) -> list[Tool]:
+        """Those of which one must be called, if any must."""
+        if self.tool_choice == "required":
+            return self.offered_tools
+        return [tool for tool in self.offered_tools if self.tool_choice == f"={tool.function.name}"]
 
     @property
     def answer_limit(self) -> int | None:

@@ -1,12 +1,12 @@
 """What `POST /v1/chat/completions` answers: a completion, or a stream of chunks."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from ray_apps.serve.protocol.usage import Usage
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TopLogprob(BaseModel):
@@ -30,12 +30,28 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    """A function that the assistant called; `arguments` are a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
-    """The whole answer."""
+    """The whole answer: a text, calls, or both."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(BaseModel):
@@ -48,7 +64,7 @@ class Choice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """An answer in one piece."""
+    """An answer in one piece. `dropped_messages`: those that there was no room for."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -56,19 +72,23 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    dropped_messages: int = 0
 
 
 class ChunkChoice(BaseModel):
-    """A piece of one answer. `delta` has `role`, `content`, or nothing at the end."""
+    """A piece of one answer. `delta` has `role`, `content`, `tool_calls`, or nothing at the end."""
 
     index: int = 0
-    delta: dict[str, str]
+    delta: dict[str, Any]
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 
 class ChatCompletionChunk(BaseModel):
-    """One event of a stream. `usage` comes in a last chunk of its own, without choices, where it was asked for."""
+    """One event of a stream. `usage` comes in a last chunk of its own, without choices, where it was asked for.
+
+    The first chunk of an answer says how many messages there was no room for.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -76,3 +96,4 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    dropped_messages: int = 0

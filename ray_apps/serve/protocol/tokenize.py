@@ -3,8 +3,9 @@
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.chat_request import ChatMessage
 from ray_apps.serve.protocol.fields import Text, Wire
+from ray_apps.serve.protocol.messages import ChatMessage
+from ray_apps.serve.protocol.tools import Tool
 
 
 class TokenizeRequest(Wire):
@@ -13,6 +14,7 @@ class TokenizeRequest(Wire):
     model: str | None = None
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, validate_default=True)
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
 
     @field_validator("messages")

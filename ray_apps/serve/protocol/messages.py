@@ -1,0 +1,95 @@
+"""The messages of a chat."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from ray_apps.serve.protocol.fields import Text, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.tools import ToolCall
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"annotations": ([],), "audio": (), "function_call": (), "refusal": ()}
+
+
+def _as_parts(content: Any) -> Any:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if content is None or isinstance(content, list):
+        return content
+    raise PydanticCustomError("invalid_type", "should be a string or a list of text parts")
+
+
+class TextPart(Wire):
+    """A part of a message. Images, sounds and files are not understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Wire):
+    """One message. `developer` is another word for `system`; a `tool` message is what a call gave."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_call_id: Text | None = Field(None, validate_default=True)
+    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = Field(None, validate_default=True)
+    name: Text | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+    @field_validator(*_NEUTRAL, mode="before")
+    @classmethod
+    def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
+        refuse_unless_neutral(value, _NEUTRAL[info.field_name or ""])
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _is_of_an_assistant(cls, value: list[ToolCall] | None, info: ValidationInfo) -> list[ToolCall] | None:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("invalid_value", "is only allowed in a message of the assistant")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _is_of_a_tool(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is not None) != (info.data.get("role", "tool" if value else "") == "tool"):
+            raise PydanticCustomError("invalid_value", "is required in a message of a tool, and only allowed there")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _is_there_unless_tools_are_called(
+        cls, value: list[TextPart] | None, info: ValidationInfo
+    ) -> list[TextPart] | None:
+        if value is None and not info.data.get("tool_calls"):
+            raise PydanticCustomError("missing", "is required")
+        return value
+
+    @property
+    def template_role(self) -> str:
+        """The role as chat templates know it."""
+        return "system" if self.role == "developer" else self.role
+
+    def to_template(self) -> dict[str, Any]:
+        """The message as a chat template takes it. Parts of a text are put on lines of their own."""
+        message: dict[str, Any] = {
+            "role": self.template_role,
+            "content": "\n".join(part.text for part in self.content or ()),
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": [call.to_template() for call in self.tool_calls or ()] or None,
+        }
+        return {key: value for key, value in message.items() if value is not None}
+
+
+def to_template(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
+    """Messages as a chat template takes them. What a call gave is told with the name of what was called."""
+    names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
+    told = [message.to_template() for message in messages]
+    for message in told:
+        if message["role"] == "tool" and message["tool_call_id"] in names:
+            message.setdefault("name", names[message["tool_call_id"]])
+    return tuple(told)

@@ -1,0 +1,44 @@
+"""Tools that a model may call: whether its template has them, how it writes calls, and how calls are demanded."""
+
+import json
+from typing import Any, Literal
+
+from ray_apps.serve.protocol.tools import Tool
+
+CallFormat = Literal["hermes", "llama", "mistral", "demanded"]
+"""How calls are written in an answer.
+
+hermes: `<tool_call>{"name", "arguments"}</tool_call>` between texts, as Hermes and Qwen do. llama: the whole answer is
+`{"name", "parameters"}`, perhaps after `<|python_tag|>`, as Llama 3 does. mistral: `[TOOL_CALLS]` and a list, or
+`[TOOL_CALLS]name[ARGS]{…}`. demanded: the schema of `demand`, which the engine holds the answer to.
+"""
+
+
+def call_format(chat_template: str) -> CallFormat | None:
+    """How a model with this template writes calls; None: it has no tools, or writes calls in a way not known here."""
+    if "tools" not in chat_template or "<function=" in chat_template:
+        return None
+    if "[TOOL_CALLS]" in chat_template:
+        return "mistral"
+    if "<tool_call>" in chat_template:
+        return "hermes"
+    if '"parameters"' in chat_template and '"name"' in chat_template:
+        return "llama"
+    return None
+
+
+def demand(tools: list[Tool], *, several: bool) -> str:
+    """The JSON schema of calls of any of `tools`: of one call, or of a list of at least one."""
+    call: dict[str, Any] = {"anyOf": [_call_schema(tool) for tool in tools]}
+    if len(tools) == 1:
+        call = _call_schema(tools[0])
+    return json.dumps({"type": "array", "items": call, "minItems": 1} if several else call)
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.function.name}, "arguments": tool.schema_},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }

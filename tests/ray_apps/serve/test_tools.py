@@ -1,0 +1,135 @@
+"""Tools over the API: on an echo whose template has them, and on a model that is held to a call."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from transformers import AutoTokenizer
+
+from ray_apps.engine.build import build_engine
+from ray_apps.engine.fake import FakeEngine
+from ray_apps.serve.api import create_api
+from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.routing import ServedModel
+from tests.ray_apps.serve.conftest import Client
+
+TEMPLATE = "{% if tools %}<tool_call>{% endif %}"
+CALL = {"name": "weather", "arguments": {"city": "Köln"}}
+CITY = {"enum": ["Köln", "Bonn"]}
+PARAMETERS = {"type": "object", "properties": {"city": CITY}, "required": ["city"], "additionalProperties": False}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+TIME = {"type": "function", "function": {"name": "time"}}
+Ask = Callable[..., dict[str, Any]]
+
+
+def completions(client: httpx.AsyncClient) -> Any:
+    api = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=client, max_retries=0)
+    return api.chat.completions
+
+
+def messages(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+async def test_a_call_in_an_answer_is_told_as_one(api_client: Client) -> None:
+    asked = {"model": "fake", "messages": messages(f"I look. <tool_call>{json.dumps(CALL)}</tool_call>")}
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        whole = await completions(client).create(**asked, tools=[WEATHER])
+        stream = await completions(client).create(**asked, tools=[WEATHER], stream=True)
+        told = [chunk.choices[0] async for chunk in stream]
+        plain = await completions(client).create(**asked, tools=[WEATHER], tool_choice="none")
+    (choice,) = whole.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "I look.")
+    (call,) = choice.message.tool_calls
+    assert (call.type, call.function.name, json.loads(call.function.arguments)) == ("function", *CALL.values())
+    assert "".join(one.delta.content or "" for one in told) == "I look."
+    (piece,) = [call for one in told for call in one.delta.tool_calls or []]
+    assert (piece.index, piece.function.name, json.loads(piece.function.arguments)) == (0, *CALL.values())
+    assert told[-1].finish_reason == "tool_calls"
+    assert plain.choices[0].message.content == asked["messages"][0]["content"]
+
+
+async def test_what_a_call_gave_goes_back_to_the_model(api_client: Client) -> None:
+    called = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+    asked = [
+        *messages("What is the weather?"),
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        answer = await completions(client).create(model="fake", messages=asked, tools=[WEATHER])
+    assert answer.choices[0].message.content == "What is the weather?"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "wizard"}}}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": [*messages("q"), {"role": "tool", "content": "rain"}]}, "messages[1].tool_call_id"),
+    ],
+)
+async def test_wrong_tools_are_refused_by_name(
+    api_client: Client, ask: Ask, fields: dict[str, Any], param: str
+) -> None:
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        response = await client.post("/v1/chat/completions", json={**ask(), **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(param)
+
+
+async def test_a_model_without_tools_refuses_them(api_client: Client, ask: Ask) -> None:
+    called = {"id": "1", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    chat = [*messages("q"), {"role": "assistant", "tool_calls": [called]}]
+    async with api_client() as client:
+        offered = await client.post("/v1/chat/completions", json=ask(tools=[TIME]))
+        told = await client.post("/v1/chat/completions", json={**ask(), "messages": chat})
+    for response, param in ((offered, "tools"), (told, "messages")):
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert "chat template has no tools" in response.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def held(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineBackend]:
+    """A random model whose template offers tools."""
+    directory = shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("tools") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool> Call with <tool_call>.{% endfor %}"
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+    )
+    tokenizer.save_pretrained(directory)
+    engine = build_engine("native", str(directory), device="cpu", dtype="float32")
+    yield EngineBackend(engine)
+    engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, {"weather"}),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, {"weather", "time"}),
+    ],
+)
+async def test_a_model_is_held_to_a_call(held: EngineBackend, fields: dict[str, Any], names: set[str]) -> None:
+    transport = httpx.ASGITransport(create_api([ServedModel("tiny", held)]), raise_app_exceptions=False)
+    asked = {"model": "tiny", "messages": messages("Weather?"), "tools": [WEATHER, TIME], "seed": 1, "n": 4}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        answer = await completions(client).create(**asked, **fields)
+    ended = [choice for choice in answer.choices if choice.finish_reason == "tool_calls"]
+    assert ended
+    for choice in ended:
+        (call,) = choice.message.tool_calls
+        assert call.function.name in names
+        if call.function.name == "weather":
+            assert json.loads(call.function.arguments)["city"] in CITY["enum"]
