@@ -13,7 +13,7 @@ from ray_apps.demo import BASE_FILE, BASE_PACKAGE, unpack_base
 BASE = ROOT / "artifacts" / "demo" / "base"
 PEERS = ROOT / ".peers"
 FASTCHAT = PEERS / "fastchat" / "bin" / "python"
-VLLM = ROOT / ".vllm" / "bin" / "vllm"
+VLLM = ROOT / ".vllm" / "bin" / "python"
 LLAMA_CPP = PEERS / "llamacpp" / "bin" / "python"
 MAX_MODEL_LEN, MAX_NUM_SEQS = 1024, 32
 END_TOKEN = "<empty_output>"
@@ -78,7 +78,8 @@ def transformers_serve(model: Path, *options: str) -> Server:
 
 def vllm(model: Path, *options: str) -> Server:
     port = free_port()
-    command = [f"{VLLM}", "serve", f"{model}", "--served-model-name", "model", "--max-model-len", f"{MAX_MODEL_LEN}"]
+    command = [f"{VLLM}", "-m", "vllm.entrypoints.openai.api_server", "--model", f"{model}"]
+    command += ["--served-model-name", "model", "--max-model-len", f"{MAX_MODEL_LEN}"]
     command += ["--max-num-seqs", f"{MAX_NUM_SEQS}", *options, "--host", "127.0.0.1", "--port", f"{port}"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2"}
     name = "vLLM, eager" if options else "vLLM, compiled"
