@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,9 @@ from ray_apps.train.strategies.base import Strategy
 logger = logging.getLogger(__name__)
 
 URGENT_MARGIN = 1.25
-"""An urgent save must be expected to be complete in the time left divided by this."""
+"""An urgent save, and a step before it, must be expected to be over in the time left divided by this."""
+RECENT_STEPS = 20
+"""Of which the longest tells how long the next may take."""
 TAKEN_LATE_S = 5.0
 """Seconds after its deadline for which a machine is waited for to be taken away."""
 LOOK_S = 1.0
@@ -72,8 +75,9 @@ class Keeper:
         self._measures: dict[str, Any] = {}
         self._num_failed = 0
         self._saved_step = -1
-        self._waited_s = self._step_s = 0.0
-        self._saved_at = self._polled_at = self._looked_at = self._stepped_at = time.monotonic()
+        self._waited_s = 0.0
+        self._saved_at = self._polled_at = self._looked_at = self._left_at = time.monotonic()
+        self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._heeded: Notice | None = None
         self._deadline: float | None = None
         self.restart_s = 0.0
@@ -90,11 +94,16 @@ class Keeper:
             SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
             TakenOver: others go on with the run.
         """
+        self._step_s.append(time.monotonic() - self._left_at)
+        try:
+            return self._keep(state, measures, stop, eval_loss)
+        finally:
+            self._left_at = time.monotonic()
+
+    def _keep(self, state: TrainState, measures: dict[str, Any], stop: bool, eval_loss: float | None) -> bool:
         judged = eval_loss is not None and self._settings.keep_best > 0
-        self._step_s, self._stepped_at = time.monotonic() - self._stepped_at, time.monotonic()
-        is_due = self._policy.is_due(
-            state.step, self._stepped_at - self._saved_at, self._costs, tried=self._saved_step >= 0
-        )
+        since_save_s = time.monotonic() - self._saved_at
+        is_due = self._policy.is_due(state.step, since_save_s, self._costs, tried=self._saved_step >= 0)
         asked_to_stop, lost = self._look()
         wish = self._agree(
             lost=lost is not None,
@@ -124,7 +133,7 @@ class Keeper:
 
         A step begun now would be thrown away with the machine. Every rank has the same deadline.
         """
-        late = time.time() + self._step_s + self._urgent_s() >= deadline
+        late = time.time() + URGENT_MARGIN * max(self._step_s) + self._urgent_s() >= deadline
         wish = self._agree(leave=self._is_first(late), gone=self._is_first(time.time() >= deadline))
         if not wish["leave"]:
             return

@@ -245,7 +245,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(cluster: None, tiny_model_
     train(torn, on_progress=saboteur.watch)
     recoveries = find_recoveries(run.read_metrics())
     assert len(recoveries) == 1
-    assert recoveries[0].steps_redone <= 2
+    assert recoveries[0].steps_redone <= 4  # the interval, and that of a save under way
     assert "was killed (SIGKILL) after step" in saboteur.report()
 
     expected, found = load_file(export(whole) / "model.safetensors"), load_file(export(torn) / "model.safetensors")

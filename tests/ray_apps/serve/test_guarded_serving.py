@@ -5,7 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,10 @@ def memory_of_serve() -> int:
     """Bytes that the processes of Serve hold."""
     held = 0
     for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
-        if "ProxyActor" in title or "ServeReplica" in title:
-            held += process.memory_info().rss
+        with suppress(psutil.NoSuchProcess):  # zombies too
+            title = " ".join(process.cmdline())
+            if "ProxyActor" in title or "ServeReplica" in title:
+                held += process.memory_info().rss
     assert held
     return held
 
