@@ -8,8 +8,9 @@ import torch
 
 from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
-from ray_apps.engine.native.loading import load_model
+from ray_apps.engine.native.loading import load_model, placement, read_config
 from ray_apps.engine.native.shards import ProcessShards, StartShards, load_sharded
+from ray_apps.model_dir import local_model_dir
 from ray_apps.models import choose_device
 
 
@@ -55,6 +56,8 @@ def build_native(
         return NativeEngine(load(), adapters=adapters, **limits)
     if adapters:
         raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
+    config = read_config(local_model_dir(model))  # looked at before other processes start
+    placement(config, device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size)
     kind = choose_device(device).type
     start = _starter(shards_are_actors, kind, num_threads)
     loaded, make_model = load_sharded(load, model, tensor_parallel_size, start, kind)
