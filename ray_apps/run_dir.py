@@ -268,13 +268,14 @@ class RunDir:
                 "choose another run_dir, or start over with --fresh"
             )
 
-    def ask_to_stop(self) -> None:
-        """Ask the run to save and end after the step under way."""
-        self.folder.write(STOP, "")
+    def ask_to_stop(self, launch: str = "") -> None:
+        """Ask the run, if it is that of `launch`, or whosever it is, to save and end after the step under way."""
+        self.folder.write(STOP, launch)
 
     def is_asked_to_stop(self) -> bool:
-        """Whether somebody did."""
-        return self.folder.read(STOP) is not None
+        """Whether somebody asked who may: one that has lost the run to another launch may not."""
+        asked = self.folder.read(STOP)
+        return asked is not None and (not asked or self.lost_to(asked) is None)
 
     def forget_to_stop(self) -> None:
         """Take an earlier request back."""

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from data_prep.errors import ConfigError, ModelError
 from ray_apps.model_dir import tensor_names
@@ -14,6 +11,7 @@ from ray_apps.models import check_causal_lm
 from ray_apps.train.adapters import check_targets
 from ray_apps.train.attention import PER_DOCUMENT, register
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.probes import changes_logits, mixes_chats
 
 
 def check_base(config: TrainConfig, directory: Path, context_length: int) -> None:
@@ -25,11 +23,11 @@ def check_base(config: TrainConfig, directory: Path, context_length: int) -> Non
     """
     model = _without_weights(config, directory)
     _check_structure(config.model, model)
-    _check_logits(config.model, model)
     _check_names(config.model, model, tensor_names(directory))
     _check_reach(config.model, model.config.get_text_config(), context_length)
     if config.lora is not None:
         check_targets(model, config.lora)
+    _check_behaviour(config.model, model)
 
 
 def _check_structure(name: str, model: PreTrainedModel) -> None:
@@ -48,31 +46,18 @@ def _without_weights(config: TrainConfig, directory: Path) -> PreTrainedModel:
     return check_causal_lm(directory, **attention)
 
 
-def _check_logits(name: str, model: PreTrainedModel) -> None:
-    """The loss takes the output layer's values as they are; some architectures scale or cap them.
-
-    Found out by running the model's own last steps, with a known hidden state and an output layer that passes it on.
-    """
+def _check_behaviour(name: str, model: PreTrainedModel) -> None:
+    kind = type(model).__name__
     settings: Any = model.config.get_text_config()
-    hidden = torch.linspace(-99, 99, settings.hidden_size).reshape(1, 1, -1)
-    causal_lm: Any = model
-    body, output_layer = causal_lm.base_model, causal_lm.lm_head
-    forwards = body.forward, output_layer.forward
-    try:
-        body.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
-        output_layer.forward = _passed_on
-        logits = causal_lm(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits
-    finally:
-        body.forward, output_layer.forward = forwards
-    if not torch.equal(logits, hidden) or getattr(settings, "attn_logit_softcapping", None):
+    if changes_logits(model) or getattr(settings, "attn_logit_softcapping", None):
         raise ModelError(
-            f"model {name!r}: a {type(model).__name__} cannot be trained here: it scales or caps its logits, "
-            "and the loss would not be its own"
+            f"model {name!r}: a {kind} cannot be trained here: it scales or caps its logits, and the loss would not be "
+            "its own"
         )
-
-
-def _passed_on(hidden: Tensor) -> Tensor:
-    return hidden
+    if how := mixes_chats(model):
+        raise ModelError(
+            f"model {name!r}: a {kind} cannot be trained here: its layers {how}, and packed chats would see each other"
+        )
 
 
 def _check_names(name: str, model: PreTrainedModel, stored: set[str]) -> None:

@@ -67,7 +67,7 @@ def train(
     run.forget_to_stop()
     now, before = environment(config), _last_environment(run.read_metrics())
     run.append_metrics({"event": LAUNCHED, "time": began or time.time(), "environment": now})
-    with _followed(run, on_progress) as following, _own_signal_handlers(following):
+    with _followed(run, launch, on_progress) as following, _own_signal_handlers(following):
         if before is not None and (changed := differences(before, now)):
             _warn(run, f"the run goes on with something else than before: {', '.join(changed)}")
         told = _fit(config, run, launch)
@@ -157,9 +157,10 @@ class _Following:
     `has_started`: workers have begun. `wants_stop`: to be set, even by a signal handler, which must not touch files.
     """
 
-    def __init__(self, run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> None:
+    def __init__(self, run: RunDir, launch: str, on_progress: Callable[[list[dict[str, Any]]], None]) -> None:
         self.has_started, self.wants_stop, self._done = threading.Event(), threading.Event(), threading.Event()
         self._run = run
+        self._launch = launch
         self._on_progress = on_progress
         self._seen = {json.dumps(record) for record in run.read_metrics()}
         self._thread = threading.Thread(target=self._follow, name="follow-metrics")
@@ -181,7 +182,7 @@ class _Following:
 
     def _look(self) -> None:
         if self.wants_stop.is_set():
-            self._run.ask_to_stop()
+            self._run.ask_to_stop(self._launch)
             self.wants_stop.clear()
         records = {json.dumps(record): record for record in self._run.read_metrics()}
         new = [record for line, record in records.items() if line not in self._seen]
@@ -193,9 +194,9 @@ class _Following:
 
 
 @contextmanager
-def _followed(run: RunDir, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[_Following]:
+def _followed(run: RunDir, launch: str, on_progress: Callable[[list[dict[str, Any]]], None]) -> Iterator[_Following]:
     """Hand new metrics to `on_progress` while the block runs, and the rest at its end."""
-    following = _Following(run, on_progress)
+    following = _Following(run, launch, on_progress)
     try:
         yield following
     finally:

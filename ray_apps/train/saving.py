@@ -78,6 +78,7 @@ class Keeper:
         self._waited_s = 0.0
         self._saved_at = self._polled_at = self._looked_at = self._left_at = time.monotonic()
         self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._has_stepped = False
         self._heeded: Notice | None = None
         self._deadline: float | None = None
         self.restart_s = 0.0
@@ -94,7 +95,9 @@ class Keeper:
             SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
             TakenOver: others go on with the run.
         """
-        self._step_s.append(time.monotonic() - self._left_at)
+        if self._has_stepped and eval_loss is None:  # the first step compiles, and some are followed by an evaluation
+            self._step_s.append(time.monotonic() - self._left_at)
+        self._has_stepped = True
         try:
             return self._keep(state, measures, stop, eval_loss)
         finally:
@@ -133,7 +136,7 @@ class Keeper:
 
         A step begun now would be thrown away with the machine. Every rank has the same deadline.
         """
-        late = time.time() + URGENT_MARGIN * max(self._step_s) + self._urgent_s() >= deadline
+        late = time.time() + URGENT_MARGIN * max(self._step_s, default=0.0) + self._urgent_s() >= deadline
         wish = self._agree(leave=self._is_first(late), gone=self._is_first(time.time() >= deadline))
         if not wish["leave"]:
             return

@@ -304,3 +304,17 @@ def test_what_is_not_complete_makes_room_and_what_is_damaged_stays(tmp_path: Pat
     assert names(run) == ["step-00000002-copied by hand", "step-00000004", "step-00000006"]
     save(run, 4)  # made again
     assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [6, 4]
+
+
+def test_who_has_lost_a_run_cannot_stop_it(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "run"))
+    run.folder.make()
+    run.take_over("first")
+    run.ask_to_stop("first")
+    assert run.is_asked_to_stop()
+    run.take_over("second")
+    run.forget_to_stop()
+    run.ask_to_stop("first")
+    assert not run.is_asked_to_stop()
+    run.ask_to_stop()
+    assert run.is_asked_to_stop()

@@ -57,6 +57,9 @@ def training_memory(anatomy: Anatomy, config: TrainConfig, stored_bytes: int) ->
     if config.fsdp.cpu_offload:
         state["gradients, fp32"] = FP32_BYTES * anatomy.trainable
         host.update({f"always: {part}": size // config.worker_range[1] for part, size in state.items()})
+    if config.checkpoint.asynchronous:
+        copied = (FP32_BYTES + MOMENTS_BYTES) * anatomy.trainable
+        host["from the first save on: the copy that is written"] = copied // config.worker_range[1]
     return Memory(phases, host)
 
 

@@ -59,6 +59,10 @@ def test_a_model_built_otherwise_is_refused(make_config: Callable[..., TrainConf
         ("cohere", {}, "it scales or caps its logits"),
         ("cohere2", {}, "it scales or caps its logits"),
         ("gemma2", {"head_dim": 16}, "does not support an attention implementation"),
+        ("stablelm", {}, "its layers do not tell attention where chats end"),
+        ("nemotron", {}, "its layers do not tell attention where chats end"),
+        ("lfm2", {"layer_types": ["conv"]}, "its layers have convolutions"),
+        ("doge", {}, "its layers need a mask"),
     ],
 )
 def test_a_model_whose_loss_would_be_another_is_refused(
@@ -68,24 +72,28 @@ def test_a_model_whose_loss_would_be_another_is_refused(
     assert message in refusal(make_config, tmp_path / "base")
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2", "granite"]
+)
 def test_the_loss_of_a_base_that_is_taken_is_its_own(
     make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str
 ) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SMALL)
+    config = AutoConfig.for_model(kind, **SMALL)  # a Granite's scales are 1 by default
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     check_base(make_config(model=str(tmp_path / "base")), tmp_path / "base", 32)
-    ids = torch.randint(0, 64, (1, 16))
-    targets = torch.cat([ids[:, 1:], torch.full((1, 1), IGNORE_INDEX)], dim=1)
-    lengths = torch.tensor([0, 16], dtype=torch.int32)
-    batch = Batch(ids, targets, torch.ones(1, 16), torch.arange(16)[None], lengths, 16)
+    chats = torch.randint(0, 64, (2, 8))
+    targets = torch.cat([chats[:, 1:], torch.full((2, 1), IGNORE_INDEX)], dim=1)
+    borders = torch.tensor([0, 8, 16], dtype=torch.int32)
+    positions = torch.arange(8).repeat(2)
+    batch = Batch(chats.reshape(1, -1), targets.reshape(1, -1), torch.ones(1, 16), positions[None], borders, 8)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     ours = AutoModelForCausalLM.from_pretrained(
         tmp_path / "base", dtype=torch.float32, attn_implementation=choose_attention("sdpa", torch.device("cpu"))
     )
     with torch.no_grad():
-        assert float(WeightedLoss(ours)(batch)) / 15 == pytest.approx(float(plain(ids, labels=ids).loss), rel=1e-5)
+        expected = [float(plain(chat[None], labels=chat[None]).loss) * 7 for chat in chats]
+        assert float(WeightedLoss(ours)(batch)) == pytest.approx(sum(expected), rel=1e-5)
 
 
 def test_weights_stored_under_other_names_are_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
