@@ -75,7 +75,7 @@ class TestOnOneMachine:
                 assert endpoint.client.get("/v1/models/m").json()["state"] == "ready"
                 wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
 
-    @pytest.mark.parametrize("num_replicas", [1, 2])
+    @pytest.mark.parametrize("num_replicas", [pytest.param(1, marks=pytest.mark.soak), 2])
     def test_no_request_fails_while_a_model_is_updated(self, num_replicas: int) -> None:
         with serving(Slow, engine="fake", num_replicas=num_replicas) as endpoint:
             before = names(endpoint)

