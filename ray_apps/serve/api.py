@@ -63,7 +63,8 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         if not request.stream:
             return await chat.complete(header, deltas, num_answers)
         pieces = await started(deltas, num_answers)
-        return _stream(chat.chunks(header, pieces, include_usage=request.include_usage, num_answers=num_answers))
+        counts = {"include_usage": request.include_usage, "counts_on_the_way": request.counts_on_the_way}
+        return _stream(chat.chunks(header, pieces, num_answers=num_answers, **counts))
 
     @api.post("/v1/completions", response_model=Completion, responses=STREAM_RESPONSES)
     async def create_completion(request: CompletionRequest, http: Request) -> Completion | Response:
@@ -73,7 +74,8 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         if not request.stream:
             return await completions.complete(header, deltas, num_answers)
         pieces = await started(deltas, num_answers)
-        return _stream(completions.chunks(header, pieces, include_usage=request.include_usage))
+        counts = {"include_usage": request.include_usage, "counts_on_the_way": request.counts_on_the_way}
+        return _stream(completions.chunks(header, pieces, **counts))
 
     @api.post("/v1/embeddings")
     async def create_embedding(request: EmbeddingRequest, http: Request) -> EmbeddingList:

@@ -20,6 +20,7 @@ from ray_apps.serve.protocol.chat_response import (
     TopLogprob,
 )
 from ray_apps.serve.protocol.messages import to_template
+from ray_apps.serve.protocol.usage import Usage
 from ray_apps.serve.tools import demand
 
 
@@ -70,32 +71,33 @@ def _call(call: CalledTool) -> ToolCall:
 
 
 async def chunks(
-    header: Header, deltas: Deltas, *, include_usage: bool, num_answers: int = 1
+    header: Header, deltas: Deltas, *, include_usage: bool, counts_on_the_way: bool = False, num_answers: int = 1
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     """The pieces as chunks."""
     has_begun = False
     num_calls = [0] * num_answers
     async with aclosing(deltas):
         async for delta in deltas:
+            usage = usage_of(delta) if counts_on_the_way else None
             for index in range(0 if has_begun else num_answers):
                 opening = ChunkChoice(index=index, delta={"role": "assistant", "content": ""})
-                yield _chunk(header, opening, dropped_messages=delta.num_dropped)
+                yield _chunk(header, opening, usage, dropped_messages=delta.num_dropped)
             has_begun = True
             if delta.text or delta.logprobs:
                 content, logprobs = {"content": delta.text}, _logprobs(delta.logprobs)
-                yield _chunk(header, ChunkChoice(index=delta.index, delta=content, logprobs=logprobs))
+                yield _chunk(header, ChunkChoice(index=delta.index, delta=content, logprobs=logprobs), usage)
             for call in delta.calls:
                 told = {"index": num_calls[delta.index], **_call(call).model_dump()}
                 num_calls[delta.index] += 1
-                yield _chunk(header, ChunkChoice(index=delta.index, delta={"tool_calls": [told]}))
+                yield _chunk(header, ChunkChoice(index=delta.index, delta={"tool_calls": [told]}), usage)
             if delta.finish_reason:
-                yield _chunk(header, ChunkChoice(index=delta.index, delta={}, finish_reason=delta.finish_reason))
+                yield _chunk(header, ChunkChoice(index=delta.index, delta={}, finish_reason=delta.finish_reason), usage)
     if include_usage:
         yield ChatCompletionChunk(**vars(header), choices=[], usage=usage_of(delta))
 
 
-def _chunk(header: Header, choice: ChunkChoice, dropped_messages: int = 0) -> ChatCompletionChunk:
-    return ChatCompletionChunk(**vars(header), choices=[choice], dropped_messages=dropped_messages)
+def _chunk(header: Header, choice: ChunkChoice, usage: Usage | None, dropped_messages: int = 0) -> ChatCompletionChunk:
+    return ChatCompletionChunk(**vars(header), choices=[choice], usage=usage, dropped_messages=dropped_messages)
 
 
 def _logprobs(scored: tuple[ScoredToken, ...]) -> Logprobs | None:

@@ -43,7 +43,9 @@ def _joined(index: int, answer: list[Delta]) -> CompletionChoice:
     return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=answer[-1].finish_reason)
 
 
-async def chunks(header: Header, deltas: Deltas, *, include_usage: bool) -> AsyncGenerator[Completion, None]:
+async def chunks(
+    header: Header, deltas: Deltas, *, include_usage: bool, counts_on_the_way: bool = False
+) -> AsyncGenerator[Completion, None]:
     """The pieces as chunks."""
     offsets: dict[int, _Offsets] = {}
     async with aclosing(deltas):
@@ -52,7 +54,7 @@ async def chunks(header: Header, deltas: Deltas, *, include_usage: bool) -> Asyn
             choice = CompletionChoice(
                 index=delta.index, text=delta.text, logprobs=logprobs, finish_reason=delta.finish_reason
             )
-            yield Completion(**vars(header), choices=[choice])
+            yield Completion(**vars(header), choices=[choice], usage=usage_of(delta) if counts_on_the_way else None)
     if include_usage:
         yield Completion(**vars(header), choices=[], usage=usage_of(delta))
 

@@ -85,7 +85,8 @@ class ChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """One event of a stream. `usage` comes in a last chunk of its own, without choices, where it was asked for.
+    """One event of a stream. `usage` comes in a last chunk of its own, without choices, where it was asked for; the
+    counts so far come in every other chunk too, where that was.
 
     The first chunk of an answer says how many messages there was no room for.
     """

@@ -31,7 +31,10 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """Answers, or one event of a stream. `usage` comes last, in a chunk without choices where it was asked for."""
+    """Answers, or one event of a stream. `usage` comes last, in a chunk without choices where it was asked for.
+
+    The counts so far come in every other chunk too, where that was.
+    """
 
     id: str
     object: Literal["text_completion"] = "text_completion"

@@ -67,10 +67,14 @@ class Wire(BaseModel):
 
 
 class StreamOptions(Wire):
-    """`include_usage` asks for a last chunk with token counts; obfuscation is a matter of transport, and ignored."""
+    """`include_usage` asks for a last chunk with token counts; obfuscation is a matter of transport, and ignored.
+
+    `continuous_usage_stats`, as vLLM has it, asks for the counts so far in every other chunk too.
+    """
 
     include_obfuscation: bool | None = None
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SamplingFields(Wire):
@@ -114,3 +118,9 @@ class SamplingFields(Wire):
     def include_usage(self) -> bool:
         """Whether a stream ends with token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def counts_on_the_way(self) -> bool:
+        """Whether every chunk has the token counts so far."""
+        options = self.stream_options
+        return options is not None and self.include_usage and bool(options.continuous_usage_stats)

@@ -66,6 +66,24 @@ async def test_a_stream_counts_tokens_where_it_is_asked_to(api_client: Client, a
     assert all(chunk["usage"] is None for chunk in [*others, *chunks(plain)])
 
 
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {}), ("/v1/completions", {"prompt": "hello", "messages": None})])
+async def test_load_generators_get_the_counts_so_far_in_every_chunk(
+    api_client: Client, ask: Ask, path: str, asked: dict[str, Any]
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {key: value for key, value in {**ask(), **asked}.items() if value is not None}
+    async with api_client() as client:
+        told = chunks(await client.post(path, json={**body, "stream": True, "stream_options": options}))
+        plain = chunks(
+            await client.post(path, json={**body, "stream": True, "stream_options": {**options, "include_usage": None}})
+        )
+    counts = [chunk["usage"]["completion_tokens"] for chunk in told]
+    assert counts == sorted(counts)
+    assert set(counts) >= {1, 2, 3, 4, 5}
+    assert told[-1]["usage"] == told[-2]["usage"]
+    assert all(chunk["usage"] is None for chunk in plain)
+
+
 @given(
     text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30),
     max_tokens=st.integers(1, 60),
