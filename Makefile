@@ -38,7 +38,7 @@ check: $(READY)
 test-fast: $(READY)
 	$(BIN)/pytest -m "not ray and not slow and not gpu and not soak and not vllm"
 
-test: test-fast
+test: test-fast .clients/.ready
 	$(BIN)/pytest -m "(ray or slow) and not gpu and not soak and not vllm"
 
 # vLLM's own warnings are not ours to mend, so that they are no errors here.
@@ -51,6 +51,14 @@ test-vllm: .vllm/.ready
 	.vllm/bin/python -m pip install --quiet --requirement requirements.lock
 	.vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
 	.vllm/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# Programs of others that the endpoint is tested with. They find what they have in common with us in .venv; what is
+# installed here comes first.
+.clients/.ready: $(READY) tests/conformance/clients.txt
+	$(PYTHON) -m venv .clients
+	.clients/bin/python -m pip install --quiet --no-deps --requirement tests/conformance/clients.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.clients/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	touch $@
 
 soak: $(READY)
@@ -73,5 +81,5 @@ lock: $(READY)
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .vllm .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .vllm .peers .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find data_prep ray_apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
