@@ -61,7 +61,7 @@ test-vllm: .vllm/.ready
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.clients/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	touch $@
 
-soak: $(READY)
+soak: $(READY) .clients/.ready
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m "not gpu and not vllm" --timeout=3600
 
 bench-%: $(READY)

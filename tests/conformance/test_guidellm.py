@@ -15,16 +15,14 @@ def test_every_request_of_a_load_is_answered_with_as_many_tokens_as_it_asks_for(
     programs: Programs, served: Served, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.json"
-    backend = {"kind": "openai_http", "target": served.url, "model": "tiny", "api_key": KEY}
-    data = {"kind": "synthetic_text", "prompt_tokens": 40, "output_tokens": NUM_TOKENS}
     programs.run(
         "guidellm",
         "run",
-        *("--backend", json.dumps(backend), "--data", json.dumps(data)),
-        *("--tokenizer", json.dumps({"kind": "huggingface_auto", "model": str(served.directory)})),
-        *("--profile", json.dumps({"kind": "concurrent", "streams": 4})),
-        *("--constraint", json.dumps({"kind": "max_requests", "count": NUM_REQUESTS})),
-        *("--output", json.dumps({"kind": "json", "path": str(report)}), "--disable-console"),
+        *("--backend", f"kind=openai_http,target={served.url},model=tiny,api_key={KEY}"),
+        *("--tokenizer", f"kind=huggingface_auto,model={served.directory}"),
+        *("--data", f"kind=synthetic_text,prompt_tokens=40,output_tokens={NUM_TOKENS}"),
+        *("--profile", "kind=concurrent,streams=4", "--constraint", f"kind=max_requests,count={NUM_REQUESTS}"),
+        *("--output", f"kind=json,path={report}", "--disable-console"),
         GUIDELLM__MAX_WORKER_PROCESSES="1",
     )
     (benchmark,) = json.loads(report.read_text())["benchmarks"]

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def told(programs: Programs, served: Served) -> dict[str, Any]:
+    # LiteLLM brings the files that tiktoken would fetch.
     (encodings,) = (BIN.parent / "lib").glob("python*/site-packages/litellm/litellm_core_utils/tokenizers")
     return programs.ask("ask_langchain.py", served.url, served.directory, TIKTOKEN_CACHE_DIR=str(encodings))
 
