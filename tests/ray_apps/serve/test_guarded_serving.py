@@ -116,6 +116,18 @@ def memory_of_serve() -> int:
     return held
 
 
+def scraped() -> str:
+    """What Prometheus is told."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+
+
+def num_waiting() -> list[float]:
+    """Of the ingress and of the replica, in any order."""
+    values = re.findall(r"^ray_vllm_num_requests_waiting\{.*\} (\S+)$", scraped(), re.MULTILINE)
+    return sorted(map(float, values))
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -207,18 +219,23 @@ def test_headers_that_serve_obeys_are_not_a_clients_to_set(url: str, client: ope
 def test_everything_is_measured_where_prometheus_and_the_dashboard_look_for_it(client: openai.OpenAI) -> None:
     for _ in range(2):
         list(client.chat.completions.create(**ask("hello"), stream=True))
-    port = ray.nodes()[0]["MetricsExportPort"]
     dashboard = (ROOT / "docs/grafana.json").read_text()
     wanted = {name for metric in REQUEST_METRICS + ENGINE_METRICS for name in metric.exported_names}
     # An echo has no cache, so nothing is ever found in it.
     wanted = wanted - {"ray_vllm_prefix_cache_hits_total"} | set(re.findall(r"ray_serve_\w+", dashboard))
 
     def missing() -> set[str]:
-        scraped = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-        return wanted - set(re.findall(r"^(\w+)", scraped, re.MULTILINE))
+        return wanted - set(re.findall(r"^(\w+)", scraped(), re.MULTILINE))
 
     wait_until(lambda: not missing(), 60)
-    scraped = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-    (line,) = re.findall(r'^ray_vllm_generation_tokens_total\{[^\n]*model_name="fake"[^\n]*$', scraped, re.MULTILINE)
+    (line,) = re.findall(r'^ray_vllm_generation_tokens_total\{[^\n]*model_name="fake"[^\n]*$', scraped(), re.MULTILINE)
     assert float(line.rpartition(" ")[2]) >= 12
     assert 'replica="' in line
+
+
+def test_those_who_wait_for_a_replica_are_counted_beside_those_who_wait_in_one(url: str, client: openai.OpenAI) -> None:
+    body = json.dumps(ask("x" * 500_000)).encode()
+    with connections(url, 4 + 3, opening(body, len(body))):
+        wait_until(lambda: num_waiting() == [0, 3], 60)
+    wait_until(lambda: num_waiting() == [0, 0], 60)
+    assert is_answered(client)
