@@ -188,6 +188,19 @@ def test_large_and_half_open_bodies_are_refused_while_others_are_answered(url: s
     assert memory_of_serve() - before < 300_000_000
 
 
+def test_hundreds_of_connections_whose_headers_never_end_keep_nobody_waiting(url: str, client: openai.OpenAI) -> None:
+    assert is_answered(client)
+    before = memory_of_serve()
+    half = f"POST {CHAT} HTTP/1.1\r\nHost: test\r\nX-Slow: ".encode()
+    with connections(url, 200, b""), connections(url, 400, half) as slow:
+        for _ in range(10):
+            for one in slow:
+                one.sendall(b"x")
+            assert is_answered(client)
+        assert memory_of_serve() - before < 50_000_000
+    assert is_answered(client)
+
+
 def test_a_client_that_reads_nothing_is_given_up_and_its_answer_ends(
     url: str, client: openai.OpenAI, log: Path
 ) -> None:
