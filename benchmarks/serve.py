@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.support.bare_engine import read_rates
-from benchmarks.support.contenders import CONTENDERS, MAX_MODEL_LEN, NEEDS, endless_model
+from benchmarks.support.contenders import CONTENDERS, MAX_MODEL_LEN, MAX_NUM_SEQS, MAX_QUEUED, NEEDS, endless_model
 from benchmarks.support.goals import goal_line
-from benchmarks.support.load import NUM_TOKENS, Load, ask, drive, requests_per_client
+from benchmarks.support.load import NUM_TOKENS, Load, ask, drive, percentile, refusals, requests_per_client
 from benchmarks.support.prompts import Chat, Prompts
 from benchmarks.support.servers import ROOT, Running, Server, running
 
@@ -59,6 +59,7 @@ class Measured:
     start_s: list[float] = field(default_factory=list)
     cpu_s: Counter[str] = field(default_factory=Counter)
     second_turn: list[float] = field(default_factory=list)
+    refusal_s: list[float] = field(default_factory=list)
 
     def rate(self, point: Point) -> float:
         """Output tokens per second, the median of all rounds."""
@@ -118,6 +119,7 @@ def visit(server: Server, prompts: Prompts, points: Sequence[Point], seen: Measu
             print(f"  {describe(point)}: {load.tokens_per_s:.0f} tokens/s", flush=True)
         if server.name == "ours":
             seen.second_turn += second_turns(up, prompts)
+            seen.refusal_s += refusals_of(server, prompts)
 
 
 def body(server: Server, prompts: Prompts, chat: Chat) -> dict[str, Any]:
@@ -142,6 +144,13 @@ def second_turns(up: Running, prompts: Prompts, count: int = 5) -> list[float]:
         again = [*chat, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Go on."}]
         shares.append(asyncio.run(ask(up.server.url, body(up.server, prompts, again))).ttft / first.ttft)
     return shares
+
+
+def refusals_of(server: Server, prompts: Prompts) -> list[float]:
+    """Seconds to a 429, four clients at a time, while long answers take every place there is, and the processor."""
+    chats = prompts.chats(50)
+    held = [{**body(server, prompts, next(chats)), "max_tokens": 900} for _ in range(MAX_NUM_SEQS + MAX_QUEUED + 1)]
+    return asyncio.run(refusals(server.url, held, body(server, prompts, next(chats)), num_clients=4, each=10))
 
 
 def bare_rates(model: Path, seed: int, points: Sequence[Point]) -> dict[Point, float]:
@@ -197,6 +206,8 @@ def goals(measured: Mapping[str, Measured], bare: Mapping[Point, Sequence[float]
             )
     share = statistics.median(mine.second_turn)
     lines.append(goal_line("time to first token of a second turn, as a share of the first's", share, at_most=0.4))
+    slowest = percentile(mine.refusal_s, 95)
+    lines.append(goal_line("seconds to a 429 while all places are taken, p95", slowest, at_most=0.25))
     lines.append(goal_line("seconds from the start of the command to the first token", statistics.median(mine.start_s)))
     return lines
 

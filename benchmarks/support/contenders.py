@@ -15,7 +15,7 @@ PEERS = ROOT / ".peers"
 FASTCHAT = PEERS / "fastchat" / "bin" / "python"
 VLLM = ROOT / ".vllm" / "bin" / "python"
 LLAMA_CPP = PEERS / "llamacpp" / "bin" / "python"
-MAX_MODEL_LEN, MAX_NUM_SEQS = 1024, 32
+MAX_MODEL_LEN, MAX_NUM_SEQS, MAX_QUEUED = 1024, 32, 64
 END_TOKEN = "<empty_output>"
 
 
@@ -45,7 +45,8 @@ def ours(model: Path) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "ray_apps.cli", "serve", "serve_config.yaml", f"args.model={model}"]
     command += ["args.model_name=model", f"args.max_model_len={MAX_MODEL_LEN}"]
-    command += [f"args.max_ongoing_requests={MAX_NUM_SEQS}", f"http_options.port={port}"]
+    command += [f"args.max_ongoing_requests={MAX_NUM_SEQS}", f"args.max_queued_requests={MAX_QUEUED}"]
+    command += [f"http_options.port={port}"]
     return Server("ours", [(port, command)], {"model": "model", "temperature": 0})
 
 

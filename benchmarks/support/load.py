@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ Body = Mapping[str, Any]
 
 NUM_TOKENS = 64
 """Tokens of every answer."""
+_SETTLE_S = 5.0
+_PAUSE_S = 0.25
 
 
 def requests_per_client(num_clients: int) -> int:
@@ -120,20 +123,70 @@ async def ask(url: str, body: Body) -> Answer:
 
 async def _events(url: str, body: Body) -> AsyncIterator[list[dict[str, Any]]]:
     """The events of a stream, those that arrive together at a time."""
-    where = urlsplit(url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    try:
-        content = json.dumps({**body, "stream": True}).encode()
-        head = f"POST {where.path}/chat/completions HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        writer.write(head.encode() + content)
-        status = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in status.split(b"\r\n", 1)[0]:
-            raise RuntimeError(f"{url} refused: {status.decode()}{(await reader.read()).decode()}")
+    async with _sent(url, {**body, "stream": True}) as (head, reader):
+        if _status(head) != 200:
+            raise RuntimeError(f"{url} refused: {head}{(await reader.read()).decode()}")
         rest = b""
         while size := int(await reader.readuntil(b"\r\n"), 16):
             *lines, rest = (rest + (await reader.readexactly(size + 2))[:-2]).split(b"\n")
             data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
             yield [json.loads(one) for one in data if one != b"[DONE]"]
+
+
+async def refusals(url: str, held: Sequence[Body], body: Body, *, num_clients: int, each: int) -> list[float]:
+    """Seconds until each request is refused that `num_clients` send, one after another, while `held` take all places.
+
+    `held` are one more than there are places for, so that the first refusal tells that all are taken; a while later
+    their prompts are read, and answers are written. What is left of them is given up at the end.
+
+    Raises:
+        RuntimeError: the server answered otherwise.
+    """
+    holding = [asyncio.create_task(ask(url, one)) for one in held]
+    try:
+        await asyncio.wait(holding, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(_SETTLE_S)
+        clients = await asyncio.gather(*(_refused(url, body, each) for _ in range(num_clients)))
+        return [seconds for some in clients for seconds in some]
+    finally:
+        for task in holding:
+            task.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+
+
+async def _refused(url: str, body: Body, count: int) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        seconds.append(await refusal_s(url, body))
+        await asyncio.sleep(_PAUSE_S)  # Refusals are to fall on many steps of the model.
+    return seconds
+
+
+async def refusal_s(url: str, body: Body) -> float:
+    """Seconds until the whole of a 429 with `Retry-After` is there."""
+    sent = time.perf_counter()
+    async with _sent(url, body) as (head, reader):
+        text = (await reader.read()).decode()
+    seconds = time.perf_counter() - sent
+    if _status(head) != 429 or "\nretry-after:" not in head.lower() or not json.loads(text)["error"]:
+        raise RuntimeError(f"{url} did not refuse: {head}{text}")
+    return seconds
+
+
+@asynccontextmanager
+async def _sent(url: str, body: Body) -> AsyncIterator[tuple[str, asyncio.StreamReader]]:
+    """Send a chat on a connection of its own; the head of the response, and where the rest comes from."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    try:
+        content = json.dumps(body).encode()
+        head = f"POST {where.path}/chat/completions HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        writer.write(head.encode() + content)
+        yield (await reader.readuntil(b"\r\n\r\n")).decode(), reader
     finally:
         writer.close()
+
+
+def _status(head: str) -> int:
+    return int(head.split(" ", 2)[1])

@@ -13,7 +13,7 @@ from ray_apps.serve.auth import load_keys
 from ray_apps.serve.config import ModelArgs, ServeArgs
 from ray_apps.serve.guards import guarded
 from ray_apps.serve.metered import MeteredBackend
-from ray_apps.serve.metrics import RequestMetrics
+from ray_apps.serve.metrics import QueueMetrics, RequestMetrics, keep_showing
 from ray_apps.serve.replicas import QueueLimits, ReplicaBackend
 from ray_apps.serve.request_log import open_log
 from ray_apps.serve.routing import ServedModel
@@ -36,11 +36,15 @@ class Ingress:
             logger.warning("no API key is configured: answering %s; see VICUNA_API_KEYS", whom)
         self._write_line = open_log(args.logging.requests) if args.logging.requests else None
         self._metrics = RequestMetrics(metrics)
+        backends = {
+            model.served_name: ReplicaBackend(replicas[model.served_name], queue_limits(model))
+            for model in args.all_models
+        }
         self._models = [
             ServedModel(
                 model.served_name,
                 MeteredBackend(
-                    ReplicaBackend(replicas[model.served_name], queue_limits(model)),
+                    backends[model.served_name],
                     model.served_name,
                     limits=args.limits,
                     metrics=self._metrics,
@@ -52,6 +56,8 @@ class Ingress:
             )
             for model in args.all_models
         ]
+        queue_metrics = QueueMetrics(metrics)
+        keep_showing(lambda: _show_queues(queue_metrics, backends))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The app that Serve runs; it asks for it after the constructor. Serve's proxy names the requests."""
@@ -65,6 +71,11 @@ class Ingress:
             metrics=self._metrics,
             names_requests=False,
         )
+
+
+def _show_queues(queue_metrics: QueueMetrics, backends: dict[str, ReplicaBackend]) -> None:
+    for model, backend in backends.items():
+        queue_metrics.show(model, backend.num_waiting)
 
 
 def queue_limits(args: ModelArgs) -> QueueLimits:

@@ -58,9 +58,18 @@ REQUEST_METRICS = (
 )
 """Measured where a request comes in."""
 
+_WAITING = Metric(
+    "gauge",
+    "vllm_num_requests_waiting",
+    "Requests that wait for a replica, and answers that wait for a place in its batch",
+)
+
+QUEUE_METRICS = (_WAITING,)
+"""Measured where a request waits for a replica. Serve's tags tell its gauge from those of the replicas."""
+
 ENGINE_METRICS = (
     Metric("gauge", "vllm_num_requests_running", "Answers that are being written"),
-    Metric("gauge", "vllm_num_requests_waiting", "Answers that wait for a place in the batch"),
+    _WAITING,
     Metric("gauge", "vllm_kv_cache_usage_perc", "Share of the cache in use, 0 to 1"),
 )
 """Measured by each replica."""
@@ -158,3 +167,14 @@ class EngineMetrics:
         self._meters.set("vllm_num_requests_running", stats.num_running, model_name=model)
         self._meters.set("vllm_num_requests_waiting", stats.num_waiting, model_name=model)
         self._meters.set("vllm_kv_cache_usage_perc", stats.cache_usage, model_name=model)
+
+
+class QueueMetrics:
+    """What an ingress tells of those who wait."""
+
+    def __init__(self, library: Any) -> None:
+        self._meters = Meters(library, QUEUE_METRICS)
+
+    def show(self, model: str, num_waiting: int) -> None:
+        """So many requests wait for a replica of `model` now."""
+        self._meters.set("vllm_num_requests_waiting", num_waiting, model_name=model)

@@ -70,6 +70,8 @@ class ReplicaBackend:
         self._limits = limits
         self._census = Census(replicas.app_name, replicas.deployment_name)
         self._num_open = 0
+        self.num_waiting = 0
+        """Requests that no replica has taken on yet."""
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
@@ -168,12 +170,15 @@ class ReplicaBackend:
 
     async def _wait_for_turn(self, items: Any) -> None:
         """Return once a replica has taken the request on."""
+        self.num_waiting += 1
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 started = await anext(items)
         except TimeoutError:
             items.cancel()
             raise queued_too_long() from None
+        finally:
+            self.num_waiting -= 1
         assert isinstance(started, Started)
         record = current_request()
         record.queue_s = record.elapsed_s

@@ -6,21 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import SamplingFields, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.fields import SamplingFields, Wire, neutral
 from ray_apps.serve.protocol.messages import ChatMessage
 from ray_apps.serve.protocol.tools import NamedTool, Tool
 
-# Values that ask for what happens anyway. Null always does.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "moderation": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
 _MAX_TOOLS = 128
 
 
@@ -76,21 +65,21 @@ class ChatCompletionRequest(SamplingFields):
     """What a client asks for."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
+    audio: Annotated[None, neutral()] = None
+    function_call: Annotated[None, neutral("none", "auto")] = None
+    functions: Annotated[None, neutral([])] = None
     logprobs: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     metadata: Any = None
-    modalities: Any = None
-    moderation: Any = None
+    modalities: Annotated[None, neutral(["text"])] = None
+    moderation: Annotated[None, neutral()] = None
     parallel_tool_calls: bool | None = None
     prediction: Any = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: Annotated[None, neutral("none")] = None
     tools: list[Tool] | None = Field(None, max_length=_MAX_TOOLS)
     tool_choice: ToolChoice = Field(None, validate_default=True)
     response_format: ResponseFormat | None = None
@@ -98,16 +87,11 @@ class ChatCompletionRequest(SamplingFields):
     service_tier: Any = None
     store: Any = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    verbosity: Any = None
-    web_search_options: Any = None
+    verbosity: Annotated[None, neutral("medium")] = None
+    web_search_options: Annotated[None, neutral()] = None
 
     # Not OpenAI's.
     truncate: Literal["off", "oldest_turns"] | None = None
-
-    @field_validator(*_NEUTRAL, mode="before")
-    @classmethod
-    def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
-        refuse_unless_neutral(value, _NEUTRAL[info.field_name or ""])
 
     @field_validator("max_tokens")
     @classmethod

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import MAX_ANSWERS, SamplingFields, check_unicode, refuse_unless_neutral
+from ray_apps.serve.protocol.fields import MAX_ANSWERS, SamplingFields, check_unicode, neutral
 
 MAX_PROMPTS = 256
 _DEFAULT_TOKENS = 16
@@ -30,9 +30,11 @@ def _read_prompt(one: Any) -> str | tuple[int, ...]:
     raise PydanticCustomError("invalid_type", "should hold strings or filled lists of token ids")
 
 
+_TokenIds = Annotated[list[int], Field(min_length=1)]
+_Several = Annotated[list[str | _TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
-    PlainValidator(read_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    PlainValidator(read_prompts, json_schema_input_type=str | _TokenIds | _Several),
 ]
 
 
@@ -44,12 +46,7 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     max_tokens: int | None = Field(None, ge=0)
-    suffix: Any = None
-
-    @field_validator("suffix", mode="before")
-    @classmethod
-    def _is_neutral(cls, value: Any) -> None:
-        refuse_unless_neutral(value, ("",))
+    suffix: Annotated[None, neutral("")] = None
 
     @field_validator("best_of")
     @classmethod

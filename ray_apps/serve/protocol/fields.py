@@ -1,18 +1,31 @@
 """What the bodies of several routes have in common: kinds of values, and the fields that say how an answer is sampled.
 
 A field is honoured, or it changes nothing about the answer and is ignored, or it may only have a value that asks for
-nothing (`refuse_unless_neutral`). Anything else is refused: no request is answered as if it had said something else.
+nothing (`neutral`). Anything else is refused: no request is answered as if it had said something else.
 """
 
+import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_ANSWERS = 128
 _MAX_STOP_STRINGS = 4
 _MAX_STOP_TOKENS = 64
 _MAX_BIASES = 1024
+_MAX_BIAS = 100
+_ID = "(0|[1-9][0-9]{0,9})"
 
 
 def check_unicode(text: str) -> str:
@@ -37,27 +50,46 @@ def _as_list(stop: Any) -> Any:
 
 
 def _as_token_ids(biases: Any) -> Any:
-    """JSON has no numbers for keys."""
+    """JSON has no numbers for keys. Each id has one spelling, or two keys could name the same token."""
     if not isinstance(biases, dict):
         return biases
-    try:
-        return {int(token): bias for token, bias in biases.items()}
-    except ValueError:
-        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases") from None
+    if not all(re.fullmatch(_ID, token) for token in biases):
+        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases")
+    return {int(token): bias for token, bias in biases.items()}
 
 
-def refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
-    """Refuse a value that asks for something. Null never does, `neutral` are others that do not."""
-    if value is None or any(type(value) is type(allowed) and value == allowed for allowed in neutral):
-        return
-    raise PydanticCustomError("unsupported_parameter", "is not supported by this server with this value; leave it out")
+def neutral(*values: Any) -> PlainValidator:
+    """For a field that is not honoured: it may be null, or one of `values`, which ask for what happens anyway."""
+
+    def refuse_others(value: Any) -> None:
+        if value is None or any(type(value) is type(allowed) and value == allowed for allowed in values):
+            return
+        raise PydanticCustomError(
+            "unsupported_parameter", "is not supported by this server with this value; leave it out"
+        )
+
+    described = Annotated[Any, WithJsonSchema({"enum": [None, *values]})]
+    return PlainValidator(refuse_others, json_schema_input_type=described)
 
 
 Text = Annotated[str, AfterValidator(check_unicode)]
 StopString = Annotated[Text, Field(min_length=1)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-_MAX_BIAS, le=_MAX_BIAS, allow_inf_nan=False)]
+_DescribedBiases = WithJsonSchema(
+    {
+        "type": "object",
+        "propertyNames": {"pattern": f"^{_ID}$"},
+        "additionalProperties": {"type": "number", "minimum": -_MAX_BIAS, "maximum": _MAX_BIAS},
+        "maxProperties": _MAX_BIASES,
+    }
+)
+Biases = Annotated[
+    dict[int, Bias],
+    Field(max_length=_MAX_BIASES),
+    BeforeValidator(_as_token_ids, json_schema_input_type=Annotated[Any, _DescribedBiases]),
+]
 
 
 class Wire(BaseModel):
@@ -82,7 +114,7 @@ class SamplingFields(Wire):
 
     model: str
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_as_token_ids)] | None = Field(None, max_length=_MAX_BIASES)
+    logit_bias: Biases | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     presence_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)

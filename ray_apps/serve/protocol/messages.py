@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import Text, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.fields import Text, Wire, neutral
 from ray_apps.serve.protocol.tools import ToolCall
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"annotations": ([],), "audio": (), "function_call": (), "refusal": ()}
 
 
 def _as_parts(content: Any) -> Any:
@@ -27,23 +25,23 @@ class TextPart(Wire):
     text: Text
 
 
+Content = Annotated[
+    list[TextPart] | None, BeforeValidator(_as_parts, json_schema_input_type=Text | list[TextPart] | None)
+]
+
+
 class ChatMessage(Wire):
     """One message. `developer` is another word for `system`; a `tool` message is what a call gave."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     tool_calls: list[ToolCall] | None = Field(None, max_length=128)
     tool_call_id: Text | None = Field(None, validate_default=True)
-    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = Field(None, validate_default=True)
+    content: Content = Field(None, validate_default=True)
     name: Text | None = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    refusal: Any = None
-
-    @field_validator(*_NEUTRAL, mode="before")
-    @classmethod
-    def _is_neutral(cls, value: Any, info: ValidationInfo) -> None:
-        refuse_unless_neutral(value, _NEUTRAL[info.field_name or ""])
+    annotations: Annotated[None, neutral([])] = None
+    audio: Annotated[None, neutral()] = None
+    function_call: Annotated[None, neutral()] = None
+    refusal: Annotated[None, neutral()] = None
 
     @field_validator("tool_calls")
     @classmethod

@@ -116,6 +116,18 @@ def memory_of_serve() -> int:
     return held
 
 
+def scraped() -> str:
+    """What Prometheus is told."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+
+
+def num_waiting() -> list[float]:
+    """Of the ingress and of the replica, in any order."""
+    values = re.findall(r"^ray_vllm_num_requests_waiting\{.*\} (\S+)$", scraped(), re.MULTILINE)
+    return sorted(map(float, values))
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -176,6 +188,19 @@ def test_large_and_half_open_bodies_are_refused_while_others_are_answered(url: s
     assert memory_of_serve() - before < 300_000_000
 
 
+def test_hundreds_of_connections_whose_headers_never_end_keep_nobody_waiting(url: str, client: openai.OpenAI) -> None:
+    assert is_answered(client)
+    before = memory_of_serve()
+    half = f"POST {CHAT} HTTP/1.1\r\nHost: test\r\nX-Slow: ".encode()
+    with connections(url, 200, b""), connections(url, 400, half) as slow:
+        for _ in range(10):
+            for one in slow:
+                one.sendall(b"x")
+            assert is_answered(client)
+        assert memory_of_serve() - before < 50_000_000
+    assert is_answered(client)
+
+
 def test_a_client_that_reads_nothing_is_given_up_and_its_answer_ends(
     url: str, client: openai.OpenAI, log: Path
 ) -> None:
@@ -207,18 +232,23 @@ def test_headers_that_serve_obeys_are_not_a_clients_to_set(url: str, client: ope
 def test_everything_is_measured_where_prometheus_and_the_dashboard_look_for_it(client: openai.OpenAI) -> None:
     for _ in range(2):
         list(client.chat.completions.create(**ask("hello"), stream=True))
-    port = ray.nodes()[0]["MetricsExportPort"]
     dashboard = (ROOT / "docs/grafana.json").read_text()
     wanted = {name for metric in REQUEST_METRICS + ENGINE_METRICS for name in metric.exported_names}
     # An echo has no cache, so nothing is ever found in it.
     wanted = wanted - {"ray_vllm_prefix_cache_hits_total"} | set(re.findall(r"ray_serve_\w+", dashboard))
 
     def missing() -> set[str]:
-        scraped = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-        return wanted - set(re.findall(r"^(\w+)", scraped, re.MULTILINE))
+        return wanted - set(re.findall(r"^(\w+)", scraped(), re.MULTILINE))
 
     wait_until(lambda: not missing(), 60)
-    scraped = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-    (line,) = re.findall(r'^ray_vllm_generation_tokens_total\{[^\n]*model_name="fake"[^\n]*$', scraped, re.MULTILINE)
+    (line,) = re.findall(r'^ray_vllm_generation_tokens_total\{[^\n]*model_name="fake"[^\n]*$', scraped(), re.MULTILINE)
     assert float(line.rpartition(" ")[2]) >= 12
     assert 'replica="' in line
+
+
+def test_those_who_wait_for_a_replica_are_counted_beside_those_who_wait_in_one(url: str, client: openai.OpenAI) -> None:
+    body = json.dumps(ask("x" * 500_000)).encode()
+    with connections(url, 4 + 3, opening(body, len(body))):
+        wait_until(lambda: num_waiting() == [0, 3], 60)
+    wait_until(lambda: num_waiting() == [0, 0], 60)
+    assert is_answered(client)

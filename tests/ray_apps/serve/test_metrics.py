@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from ray_apps.engine.protocol import EngineStats
-from ray_apps.serve.metrics import ENGINE_METRICS, REQUEST_METRICS, EngineMetrics, RequestMetrics
+from ray_apps.serve.metrics import (
+    ENGINE_METRICS,
+    QUEUE_METRICS,
+    REQUEST_METRICS,
+    EngineMetrics,
+    QueueMetrics,
+    RequestMetrics,
+)
 from ray_apps.serve.record import RequestRecord
 
 
@@ -92,6 +99,15 @@ def test_an_engine_shows_what_it_does() -> None:
         "vllm_num_requests_waiting": [1],
         "vllm_kv_cache_usage_perc": [0.25],
     }
+
+
+def test_those_who_wait_for_a_replica_have_the_name_of_those_who_wait_in_one() -> None:
+    library = Library()
+    metrics = QueueMetrics(library)
+    metrics.show("m", 3)
+    metrics.show("m", 0)
+    assert library.told("vllm_num_requests_waiting") == [3, 0]
+    assert set(QUEUE_METRICS) <= set(ENGINE_METRICS)
 
 
 def test_every_name_is_there_once() -> None:
