@@ -29,6 +29,8 @@ TAKEN_LATE_S = 5.0
 """Seconds after its deadline for which a machine is waited for to be taken away."""
 LOOK_S = 1.0
 """Seconds between two looks at the run directory."""
+SAVE_AGAIN_S = 2.0
+"""Seconds from the failure of a run's last save until it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Keeper:
         self._costs: SaveCosts | None = None
         self._measures: dict[str, Any] = {}
         self._num_failed = 0
-        self._saved_step = -1
+        self._saved_step = self._complete_step = -1
         self._waited_s = 0.0
         self._saved_at = self._polled_at = self._looked_at = self._left_at = time.monotonic()
         self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -92,7 +94,7 @@ class Keeper:
         """Save if it is time to, and heed what comes from outside; whether the run is to end here.
 
         Raises:
-            SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
+            SavesFailed: more saves in a row failed than `max_failed_saves`.
             TakenOver: others go on with the run.
         """
         if self._has_stepped and eval_loss is None:  # the first step compiles, and some are followed by an evaluation
@@ -121,10 +123,10 @@ class Keeper:
             self._settle()
         if wish["poll"]:
             self._heed(state, measures, eval_loss)
-        if wish["save"] or wish["stop"]:
+        if wish["save"]:
             self._save(state, measures, eval_loss)
         if wish["stop"] or state.step == self._num_steps:
-            self.settle()
+            self._save_last(state, measures, eval_loss)
         elif self._deadline is not None:
             self._leave_in_time(self._deadline, state, measures, eval_loss)
         return wish["stop"]
@@ -191,8 +193,19 @@ class Keeper:
             self.settle()
 
     def _save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
-        if self._saved_step == state.step:
-            return
+        if self._saved_step != state.step:
+            self._start_save(state, measures, eval_loss)
+
+    def _save_last(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
+        """Have a complete checkpoint before the run ends: a save that fails is tried again, not made up for later."""
+        self.settle()
+        while self._complete_step != state.step:
+            if self._num_failed:
+                time.sleep(SAVE_AGAIN_S)
+            self._start_save(state, measures, eval_loss)
+            self.settle()
+
+    def _start_save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
         waited = time.monotonic()
         self.settle()
         self._saved_at = time.monotonic()
@@ -208,7 +221,7 @@ class Keeper:
         result = self._saver.result()
         self._metrics.blocked(time.monotonic() - waited)
         if result.problem is None:
-            self._num_failed = 0
+            self._num_failed, self._complete_step = 0, result.step
             blocked_s = result.blocked_s + self._waited_s
             self._costs = SaveCosts(blocked_s, result.total_s, self.restart_s)
             self._metrics.event("checkpoint", step=result.step, blocked_s=blocked_s, total_s=result.total_s)
@@ -219,7 +232,7 @@ class Keeper:
             raise TakenOver(lost or "the run was taken over")
         self._num_failed += 1
         self._metrics.event("save_failed", step=result.step, message=result.problem)
-        if self._num_failed > self._settings.max_failed_saves or result.step == self._num_steps:
+        if self._num_failed > self._settings.max_failed_saves:
             raise SavesFailed(f"step {result.step}: saving failed, {self._num_failed} in a row: {result.problem}")
 
     def _timed(self, call: Callable[[], Any]) -> Any:

@@ -14,7 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
+from ray_apps.train.checkpoint import Saver
 from ray_apps.train.config import TrainConfig
+from ray_apps.train.errors import SavesFailed
 from ray_apps.train.loop import run_training
 from ray_apps.train.saving import Notice
 from tests.processes import CPU, run_ranks
@@ -125,6 +127,37 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(
     run_training(whole, CPU)
     ours, theirs = exported(config), exported(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("num_failures", [3, 4])
+@pytest.mark.parametrize("ends_by", ["stop", "last step"])
+def test_a_last_save_that_fails_is_tried_again(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_by: str,
+    num_failures: int,
+) -> None:
+    monkeypatch.setattr("ray_apps.train.saving.SAVE_AGAIN_S", 0.0)
+    problems, write = ["No space left on device"] * num_failures, Saver._write
+    monkeypatch.setattr(Saver, "_write", lambda *arguments: problems.pop() if problems else write(*arguments))
+    config = make_config(max_steps=6, checkpoint={"every_steps": 100, "preemption_poll_s": 0})
+    run, last = RunDir(config.run_dir), 3 if ends_by == "stop" else 6
+    steps = iter(range(1, 7))
+
+    def ask() -> None:
+        if next(steps) == last - 1 and ends_by == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if num_failures > config.checkpoint.max_failed_saves:
+        with pytest.raises(SavesFailed, match=f"^step {last}: saving failed, 4 in a row: No space left on device$"):
+            run_training(config, CPU, notice=ask)
+        assert run.read_metrics()[-1]["event"] == "failed"
+        assert run.latest_checkpoint() is None
+    else:
+        assert run_training(config, CPU, notice=ask) == ("stopped" if ends_by == "stop" else "finish")
+        assert [record["step"] for record in events(config, "checkpoint")] == [last]
+    assert [record["step"] for record in events(config, "save_failed")] == [last] * num_failures
 
 
 def test_the_best_checkpoint_stays_and_can_be_exported(
