@@ -17,7 +17,7 @@ from ray_apps.run_dir import RunDir
 from ray_apps.train.checkpoint import Saver
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.errors import SavesFailed
-from ray_apps.train.loop import run_training
+from ray_apps.train.loop import run_training, train_step
 from ray_apps.train.saving import Notice
 from tests.processes import CPU, run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
@@ -85,6 +85,64 @@ def test_before_the_deadline_there_is_a_last_checkpoint_and_no_step_after_it(
     assert 3 < last < 120
     done = {record["step"]: record["time"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record}
     assert done[last] < deadline < deadline + 0.5 <= done[last + 1]  # the machine was not taken: it went on
+
+
+class Clock:
+    """Stands for the module `time`: it goes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("noticed_at", "left_s", "saved"),
+    [
+        (12, 90.0, [12, 19, 30]),  # step 20 and its evaluation would take 101 s
+        (12, 500.0, [12, 30]),
+        (3, 90.0, [3, 9, 30]),  # how long an evaluation takes is not known
+    ],
+)
+def test_before_the_deadline_an_evaluation_is_allowed_for(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    noticed_at: int,
+    left_s: float,
+    saved: list[int],
+) -> None:
+    clock, polls, deadline = Clock(), 0, 0.0
+    monkeypatch.setattr("ray_apps.train.saving.time", clock)
+
+    def step(*arguments: Any) -> dict[str, float]:
+        clock.sleep(1.0)
+        return train_step(*arguments)
+
+    def evaluate(*arguments: Any, **options: Any) -> float:
+        clock.sleep(100.0)
+        return 1.0
+
+    def notice() -> Notice | None:
+        nonlocal polls, deadline
+        polls += 1
+        if polls == noticed_at:
+            deadline = clock.now + left_s
+        return Notice(deadline, (0,)) if deadline else None
+
+    monkeypatch.setattr("ray_apps.train.loop.train_step", step)
+    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", evaluate)
+    config = make_config(
+        max_steps=30, epochs=99, eval_every_steps=10, checkpoint={"every_steps": 1000, "preemption_poll_s": 0}
+    )
+    run_training(config, CPU, notice=notice)
+    assert [record["step"] for record in events(config, "checkpoint")] == saved
 
 
 def test_a_deadline_that_cannot_be_met_leaves_the_last_checkpoint(
