@@ -107,16 +107,21 @@ class RunDir:
             OSError: others have taken the run over.
         """
         self._check_writer(writer)
-        complete = {checkpoint.folder.place for checkpoint in self._complete(warn=False)}
         for name in self.checkpoints.folders():
-            folder, step_of = self.checkpoints / name, _step(name)
-            is_ours = step_of is not None and (self.folder.is_remote or name == _name(step_of))
-            remains = name.startswith(".step-") or (is_ours and DAMAGED not in folder.sizes())
-            if remains and folder.place not in complete:
+            if name.startswith(".step-") or self._is_remains(name):
                 self._remove(name)
         aside = self.aside(step, writer)
         aside.make()
         return aside
+
+    def _is_remains(self, name: str) -> bool:
+        """Whether it has the name of a checkpoint and is neither complete nor condemned.
+
+        Asked just before it is removed: whoever has taken the run over meanwhile may complete it at any time.
+        """
+        folder, step = self.checkpoints / name, _step(name)
+        is_ours = step is not None and (self.folder.is_remote or name == _name(step))
+        return is_ours and DAMAGED not in folder.sizes() and isinstance(_read_marker(folder), str)
 
     def _remove(self, name: str) -> None:
         """Remove a checkpoint or remains; on a disk the name goes first, so that none is ever seen without a part."""
@@ -195,15 +200,14 @@ class RunDir:
         judged = [c for c in self.complete_checkpoints() if c.eval_loss is not None]
         return min(judged, key=lambda c: (c.eval_loss, -c.step), default=None)
 
-    def _complete(self, *, warn: bool = True) -> Iterator[Checkpoint]:
+    def _complete(self) -> Iterator[Checkpoint]:
         for name in self.checkpoints.folders():
             if (step := _step(name)) is None:
                 continue
             folder = self.checkpoints / name
             found = _read_marker(folder)
             if isinstance(found, str):
-                if warn:
-                    logger.warning("checkpoint %s is incomplete (%s) and is passed over", folder, found)
+                logger.warning("checkpoint %s is incomplete (%s) and is passed over", folder, found)
             else:
                 yield Checkpoint(step, folder, found["files"], found.get("eval_loss"))
 

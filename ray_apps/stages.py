@@ -130,7 +130,8 @@ def _show_goodput(config: TrainConfig, manifest: Manifest, records: Records) -> 
     if not goodput.productive or last is None:
         return
     counts = manifest.train
-    needed = model_flops_per_token(local_model_dir(config.model), counts.tokens / max(1, counts.conversations))
+    context = counts.tokens / max(1, counts.conversations)
+    needed = model_flops_per_token(local_model_dir(config.model), context, config.lora)
     peak, source = peak_flops(last["device"], last["matmul_flops"])
     workers = last["num_workers"]
     used = needed * goodput.tokens / goodput.productive / (workers * peak)

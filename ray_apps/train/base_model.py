@@ -56,7 +56,7 @@ def _check_behaviour(name: str, model: PreTrainedModel) -> None:
         )
     if how := mixes_chats(model):
         raise ModelError(
-            f"model {name!r}: a {kind} cannot be trained here: its layers {how}, and packed chats would see each other"
+            f"model {name!r}: a {kind} cannot be trained here: its layers {how}, and packed chats could see each other"
         )
 
 

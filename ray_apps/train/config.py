@@ -75,7 +75,7 @@ class CheckpointSettings(Settings):
     keep_best: int = Field(0, ge=0)
     """Checkpoints that stay because their loss on the rows held out is the lowest; each such look is then saved."""
     max_failed_saves: int = Field(3, ge=0)
-    """Saves in a row that may fail, on a full disk for instance, before the run gives up. The last save may not."""
+    """Saves in a row that may fail, on a full disk for instance, before the run gives up; the last is tried again."""
     preemption_poll_s: float = Field(2.0, ge=0)
     """Seconds between two looks at whether a worker's machine is about to be taken away."""
 

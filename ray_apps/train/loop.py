@@ -158,7 +158,8 @@ def _train(config: TrainConfig, writer: str, device: torch.device, outside: Outs
                 metrics.held_out(state.step, eval_loss)
                 if not math.isfinite(eval_loss):
                     raise Diverged(f"step {state.step}: the loss on the rows held out is {eval_loss}")
-            if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss):
+            judges_next = _is_judged(config, state.step + 1, num_steps)
+            if keeper.after_step(state, measures, stop=stop.is_set(), eval_loss=eval_loss, judges_next=judges_next):
                 ended = STOPPED
                 break
     spent = {"outside_s": keeper.outside_s, "elapsed_s": time.monotonic() - started}

@@ -5,13 +5,15 @@ that scale their logits, or mix tokens in another way, would be trained on somet
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ray_apps.train.plan.tally import one_layer_model
 
 _RECORDING = "recording"
 
@@ -55,7 +57,7 @@ def _replaced(module: Any, forward: Any) -> Iterator[None]:
 
 
 def mixes_chats(model: PreTrainedModel) -> str | None:
-    """How the layers of `model`, on the `meta` device, would let packed chats see each other; None if they do not.
+    """How the layers of `model`, on the `meta` device, could let packed chats see each other; None if they do not.
 
     Attention is replaced by one that notes whether it was told the chats' borders.
     """
@@ -76,11 +78,20 @@ def mixes_chats(model: PreTrainedModel) -> str | None:
     AttentionInterface.register(_RECORDING, note)
     AttentionMaskInterface.register(_RECORDING, lambda *args, **kwargs: None)
     model.set_attn_implementation(_RECORDING)
-    ids, borders = torch.zeros(1, 4, dtype=torch.long, device="meta"), torch.zeros(3, dtype=torch.int32, device="meta")
+    ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
+    borders = torch.zeros(3, dtype=torch.int32, device=model.device)
     told = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 2, "max_length_k": 2}
-    # Some cannot run without data; then what they did until there is all there is to judge by.
-    with suppress(RuntimeError, NotImplementedError, ValueError):
-        body(input_ids=ids, position_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **told)
+    try:
+        mask = torch.ones(1, 4, dtype=torch.long)  # with data: some look whether a token is masked
+        body(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False, **told)
+    except Exception as error:
+        if isinstance(error, NotImplementedError) and not calls and model.device.type == "meta":
+            # What attends is chosen by the data: one layer is run with what its memory holds.
+            return mixes_chats(one_layer_model(model.config).to_empty(device="cpu"))
+        if not calls or not isinstance(error, RuntimeError | ValueError):
+            return f"cannot be run ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        # Some cannot run to the end without data; then what they did until there is all there is to judge by.
+    else:
         if len(calls) < len(body.layers):
             return "have tokens mixed by something else than attention"
     return next((found for found in calls if found is not None), None)

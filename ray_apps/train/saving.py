@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 URGENT_MARGIN = 1.25
 """An urgent save, and a step before it, must be expected to be over in the time left divided by this."""
 RECENT_STEPS = 20
-"""Of which the longest tells how long the next may take."""
+"""Of which the longest tells how long the next may take, apart for those that an evaluation follows."""
 TAKEN_LATE_S = 5.0
 """Seconds after its deadline for which a machine is waited for to be taken away."""
 LOOK_S = 1.0
 """Seconds between two looks at the run directory."""
+SAVE_AGAIN_S = 2.0
+"""Seconds from the failure of a run's last save until it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Keeper:
         self._costs: SaveCosts | None = None
         self._measures: dict[str, Any] = {}
         self._num_failed = 0
-        self._saved_step = -1
+        self._saved_step = self._complete_step = -1
         self._waited_s = 0.0
         self._saved_at = self._polled_at = self._looked_at = self._left_at = time.monotonic()
-        self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._step_s, self._judged_s = (deque[float](maxlen=RECENT_STEPS) for _ in range(2))
         self._has_stepped = False
         self._heeded: Notice | None = None
         self._deadline: float | None = None
@@ -87,23 +89,33 @@ class Keeper:
         """Seconds spent in the calls of `Outside`."""
 
     def after_step(
-        self, state: TrainState, measures: dict[str, Any], *, stop: bool, eval_loss: float | None = None
+        self,
+        state: TrainState,
+        measures: dict[str, Any],
+        *,
+        stop: bool,
+        eval_loss: float | None = None,
+        judges_next: bool = False,
     ) -> bool:
         """Save if it is time to, and heed what comes from outside; whether the run is to end here.
 
+        `judges_next`: an evaluation follows the step to come.
+
         Raises:
-            SavesFailed: more saves in a row failed than `max_failed_saves`, or the last one.
+            SavesFailed: more saves in a row failed than `max_failed_saves`.
             TakenOver: others go on with the run.
         """
-        if self._has_stepped and eval_loss is None:  # the first step compiles, and some are followed by an evaluation
-            self._step_s.append(time.monotonic() - self._left_at)
+        if self._has_stepped:  # the first step compiles
+            (self._step_s if eval_loss is None else self._judged_s).append(time.monotonic() - self._left_at)
         self._has_stepped = True
         try:
-            return self._keep(state, measures, stop, eval_loss)
+            return self._keep(state, measures, stop, eval_loss, judges_next)
         finally:
             self._left_at = time.monotonic()
 
-    def _keep(self, state: TrainState, measures: dict[str, Any], stop: bool, eval_loss: float | None) -> bool:
+    def _keep(
+        self, state: TrainState, measures: dict[str, Any], stop: bool, eval_loss: float | None, judges_next: bool
+    ) -> bool:
         judged = eval_loss is not None and self._settings.keep_best > 0
         since_save_s = time.monotonic() - self._saved_at
         is_due = self._policy.is_due(state.step, since_save_s, self._costs, tried=self._saved_step >= 0)
@@ -121,24 +133,34 @@ class Keeper:
             self._settle()
         if wish["poll"]:
             self._heed(state, measures, eval_loss)
-        if wish["save"] or wish["stop"]:
+        if wish["save"]:
             self._save(state, measures, eval_loss)
         if wish["stop"] or state.step == self._num_steps:
-            self.settle()
+            self._save_last(state, measures, eval_loss)
         elif self._deadline is not None:
-            self._leave_in_time(self._deadline, state, measures, eval_loss)
+            self._leave_in_time(self._deadline, state, measures, eval_loss, judges_next)
         return wish["stop"]
 
     def _leave_in_time(
-        self, deadline: float, state: TrainState, measures: dict[str, Any], eval_loss: float | None
+        self,
+        deadline: float,
+        state: TrainState,
+        measures: dict[str, Any],
+        eval_loss: float | None,
+        judges_next: bool,
     ) -> None:
         """Save once more, when one more step and a save after it would come too late, and sit out what is left.
 
-        A step begun now would be thrown away with the machine. Every rank has the same deadline.
+        A step begun now would be thrown away with the machine. How long the first evaluation takes is not known: there
+        is a save before it, too. Every rank has the same deadline.
         """
-        late = time.time() + URGENT_MARGIN * max(self._step_s, default=0.0) + self._urgent_s() >= deadline
+        took = self._judged_s if judges_next else self._step_s
+        late = time.time() + URGENT_MARGIN * max(took, default=0.0) + self._urgent_s() >= deadline
         wish = self._agree(leave=self._is_first(late), gone=self._is_first(time.time() >= deadline))
         if not wish["leave"]:
+            if not took:
+                self._save(state, measures, eval_loss)
+                self.settle()
             return
         self._deadline = None
         if not wish["gone"]:
@@ -191,8 +213,19 @@ class Keeper:
             self.settle()
 
     def _save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
-        if self._saved_step == state.step:
-            return
+        if self._saved_step != state.step:
+            self._start_save(state, measures, eval_loss)
+
+    def _save_last(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
+        """Have a complete checkpoint before the run ends: a save that fails is tried again, not made up for later."""
+        self.settle()
+        while self._complete_step != state.step:
+            if self._num_failed:
+                time.sleep(SAVE_AGAIN_S)
+            self._start_save(state, measures, eval_loss)
+            self.settle()
+
+    def _start_save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
         waited = time.monotonic()
         self.settle()
         self._saved_at = time.monotonic()
@@ -208,7 +241,7 @@ class Keeper:
         result = self._saver.result()
         self._metrics.blocked(time.monotonic() - waited)
         if result.problem is None:
-            self._num_failed = 0
+            self._num_failed, self._complete_step = 0, result.step
             blocked_s = result.blocked_s + self._waited_s
             self._costs = SaveCosts(blocked_s, result.total_s, self.restart_s)
             self._metrics.event("checkpoint", step=result.step, blocked_s=blocked_s, total_s=result.total_s)
@@ -219,7 +252,7 @@ class Keeper:
             raise TakenOver(lost or "the run was taken over")
         self._num_failed += 1
         self._metrics.event("save_failed", step=result.step, message=result.problem)
-        if self._num_failed > self._settings.max_failed_saves or result.step == self._num_steps:
+        if self._num_failed > self._settings.max_failed_saves:
             raise SavesFailed(f"step {result.step}: saving failed, {self._num_failed} in a row: {result.problem}")
 
     def _timed(self, call: Callable[[], Any]) -> Any:

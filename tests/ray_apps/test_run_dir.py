@@ -260,6 +260,43 @@ def test_one_that_looked_just_before_it_was_too_late_does_no_harm(place: str, mo
     assert len(new.checkpoints.folders()) == 2
 
 
+def test_what_others_complete_is_not_taken_for_remains(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take over and save between one's look at what is there and its removal of what is incomplete."""
+    old, new = RunDir(place), RunDir(place)
+    save(old, 2)
+    list_folders = Folder.folders
+
+    def late(folder: Folder) -> list[str]:
+        found = list_folders(folder)
+        monkeypatch.setattr(Folder, "folders", list_folders)
+        new.take_over("launch", "b2")
+        commit(new, 4, begin(new, 4, "b2"), "b2")
+        return found
+
+    monkeypatch.setattr(Folder, "folders", late)
+    old.begin_checkpoint(4, "a1")
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [4, 2]
+
+
+def test_what_others_complete_while_remains_are_removed_stays(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = RunDir(place), RunDir(place)
+    new.take_over("launch", "b2")
+    files = begin(new, 4, "b2")
+    new.aside(2, "a1").make()
+    new.aside(2, "a1").write("shard-0", "weights")
+    monkeypatch.setattr(old, "_check_writer", lambda writer: None)  # it has looked before
+    remove = Folder.remove
+
+    def late(folder: Folder) -> None:
+        monkeypatch.setattr(Folder, "remove", remove)
+        commit(new, 4, files, "b2")
+        remove(folder)
+
+    monkeypatch.setattr(Folder, "remove", late)
+    old.begin_checkpoint(6, "a1")
+    assert [checkpoint.step for checkpoint in new.complete_checkpoints()] == [4]
+
+
 def test_a_run_that_was_removed_is_lost_to_its_writer(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.check_receipt({"seed": 1})

@@ -26,6 +26,7 @@ from ray_apps.train.base_model import check_base
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.data import Batch
 from ray_apps.train.objective import WeightedLoss
+from ray_apps.train.probes import mixes_chats
 
 SMALL = {
     "vocab_size": 64,
@@ -36,6 +37,7 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+MIXTURE = {"n_routed_experts": 2, "num_experts_per_tok": 1}
 
 
 def refusal(make_config: Callable[..., TrainConfig], directory: Path, context_length: int = 32) -> str:
@@ -63,6 +65,8 @@ def test_a_model_built_otherwise_is_refused(make_config: Callable[..., TrainConf
         ("nemotron", {}, "its layers do not tell attention where chats end"),
         ("lfm2", {"layer_types": ["conv"]}, "its layers have convolutions"),
         ("doge", {}, "its layers need a mask"),
+        ("deepseek_v32", MIXTURE, "its layers cannot be run (TypeError: 'NoneType' object is not subscriptable)"),
+        ("glm_moe_dsa", MIXTURE, "its layers cannot be run (TypeError: 'NoneType' object is not subscriptable)"),
     ],
 )
 def test_a_model_whose_loss_would_be_another_is_refused(
@@ -72,14 +76,29 @@ def test_a_model_whose_loss_would_be_another_is_refused(
     assert message in refusal(make_config, tmp_path / "base")
 
 
+def test_layers_of_which_nothing_was_seen_count_as_mixing() -> None:
+    config = AutoConfig.for_model("minimax", **SMALL, layer_types=["linear_attention"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    how = mixes_chats(model)
+    assert how is not None
+    assert how.startswith("cannot be run (RuntimeError: ")
+
+
 @pytest.mark.parametrize(
-    "kind", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2", "granite"]
+    ("kind", "fields"),
+    [
+        *((kind, {}) for kind in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2")),
+        ("granite", {}),  # its scales are 1 by default
+        ("lfm2", {"layer_types": ["full_attention"]}),  # looks at the mask
+        ("jetmoe", {"kv_channels": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),  # routes before it attends
+    ],
 )
 def test_the_loss_of_a_base_that_is_taken_is_its_own(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str
+    make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, fields: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SMALL)  # a Granite's scales are 1 by default
+    config = AutoConfig.for_model(kind, **SMALL, **fields)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     check_base(make_config(model=str(tmp_path / "base")), tmp_path / "base", 32)
     chats = torch.randint(0, 64, (2, 8))

@@ -14,8 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
+from ray_apps.train.checkpoint import Saver
 from ray_apps.train.config import TrainConfig
-from ray_apps.train.loop import run_training
+from ray_apps.train.errors import SavesFailed
+from ray_apps.train.loop import run_training, train_step
 from ray_apps.train.saving import Notice
 from tests.processes import CPU, run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
@@ -85,6 +87,64 @@ def test_before_the_deadline_there_is_a_last_checkpoint_and_no_step_after_it(
     assert done[last] < deadline < deadline + 0.5 <= done[last + 1]  # the machine was not taken: it went on
 
 
+class Clock:
+    """Stands for the module `time`: it goes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("noticed_at", "left_s", "saved"),
+    [
+        (12, 90.0, [12, 19, 30]),  # step 20 and its evaluation would take 101 s
+        (12, 500.0, [12, 30]),
+        (3, 90.0, [3, 9, 30]),  # how long an evaluation takes is not known
+    ],
+)
+def test_before_the_deadline_an_evaluation_is_allowed_for(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    noticed_at: int,
+    left_s: float,
+    saved: list[int],
+) -> None:
+    clock, polls, deadline = Clock(), 0, 0.0
+    monkeypatch.setattr("ray_apps.train.saving.time", clock)
+
+    def step(*arguments: Any) -> dict[str, float]:
+        clock.sleep(1.0)
+        return train_step(*arguments)
+
+    def evaluate(*arguments: Any, **options: Any) -> float:
+        clock.sleep(100.0)
+        return 1.0
+
+    def notice() -> Notice | None:
+        nonlocal polls, deadline
+        polls += 1
+        if polls == noticed_at:
+            deadline = clock.now + left_s
+        return Notice(deadline, (0,)) if deadline else None
+
+    monkeypatch.setattr("ray_apps.train.loop.train_step", step)
+    monkeypatch.setattr("ray_apps.train.loop.held_out_loss", evaluate)
+    config = make_config(
+        max_steps=30, epochs=99, eval_every_steps=10, checkpoint={"every_steps": 1000, "preemption_poll_s": 0}
+    )
+    run_training(config, CPU, notice=notice)
+    assert [record["step"] for record in events(config, "checkpoint")] == saved
+
+
 def test_a_deadline_that_cannot_be_met_leaves_the_last_checkpoint(
     make_config: Callable[..., TrainConfig], process_group: None
 ) -> None:
@@ -125,6 +185,37 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(
     run_training(whole, CPU)
     ours, theirs = exported(config), exported(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("num_failures", [3, 4])
+@pytest.mark.parametrize("ends_by", ["stop", "last step"])
+def test_a_last_save_that_fails_is_tried_again(
+    make_config: Callable[..., TrainConfig],
+    process_group: None,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_by: str,
+    num_failures: int,
+) -> None:
+    monkeypatch.setattr("ray_apps.train.saving.SAVE_AGAIN_S", 0.0)
+    problems, write = ["No space left on device"] * num_failures, Saver._write
+    monkeypatch.setattr(Saver, "_write", lambda *arguments: problems.pop() if problems else write(*arguments))
+    config = make_config(max_steps=6, checkpoint={"every_steps": 100, "preemption_poll_s": 0})
+    run, last = RunDir(config.run_dir), 3 if ends_by == "stop" else 6
+    steps = iter(range(1, 7))
+
+    def ask() -> None:
+        if next(steps) == last - 1 and ends_by == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if num_failures > config.checkpoint.max_failed_saves:
+        with pytest.raises(SavesFailed, match=f"^step {last}: saving failed, 4 in a row: No space left on device$"):
+            run_training(config, CPU, notice=ask)
+        assert run.read_metrics()[-1]["event"] == "failed"
+        assert run.latest_checkpoint() is None
+    else:
+        assert run_training(config, CPU, notice=ask) == ("stopped" if ends_by == "stop" else "finish")
+        assert [record["step"] for record in events(config, "checkpoint")] == [last]
+    assert [record["step"] for record in events(config, "save_failed")] == [last] * num_failures
 
 
 def test_the_best_checkpoint_stays_and_can_be_exported(
