@@ -20,7 +20,7 @@ class Answer:
         *,
         end_ids: Collection[int],
         model_stop: Sequence[str] = (),
-        strip_space: bool = False,
+        strip_space: bool | None = None,
     ) -> None:
         self.finished = False
         self._max_tokens = sampling.max_tokens

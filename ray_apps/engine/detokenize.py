@@ -88,13 +88,14 @@ class Detokenizer:
     """The text of one answer as its tokens come.
 
     What `push` and `finish` return, joined, is the whole text up to the first completed stop string. An incomplete
-    character at the end is left out. `strip_space` drops a space at the start.
+    character at the end is left out. `strip_space` says whether a space at the start is dropped; None: as the tokenizer
+    does with a whole text.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, strip_space: bool = False) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, strip_space: bool | None = None) -> None:
         self.stopped = False
         self._pieces = vocabulary.pieces
-        self._at_start = strip_space or vocabulary.strips_space
+        self._at_start = vocabulary.strips_space if strip_space is None else strip_space
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         self._stop = [text for text in stop if text]
         self._held = ""

@@ -12,7 +12,7 @@ from data_prep.tokenizer import encode_prompt
 from ray_apps.engine.answer import Answer
 from ray_apps.engine.detokenize import Vocabulary, read_vocabulary
 from ray_apps.engine.grammar import Grammar, Grammars
-from ray_apps.engine.protocol import SamplingError, SamplingParams
+from ray_apps.engine.protocol import GenerationRequest, SamplingError, SamplingParams
 from ray_apps.engine.texts import Texts
 
 
@@ -27,14 +27,15 @@ class Language:
     stop_strings: tuple[str, ...]
     answer_opens_with_space: bool
 
-    def new_answer(self, sampling: SamplingParams) -> Answer:
-        """An answer of the model, before its first token."""
+    def new_answer(self, request: GenerationRequest) -> Answer:
+        """The answer of the model to a request, before its first token."""
+        opens_with_space = self.answer_opens_with_space or self.vocabulary.strips_space
         return Answer(
-            sampling,
+            request.sampling,
             self.vocabulary,
             end_ids=self.end_ids,
             model_stop=self.stop_strings,
-            strip_space=self.answer_opens_with_space,
+            strip_space=opens_with_space and not request.goes_on,
         )
 
 

@@ -68,7 +68,8 @@ class GenerationRequest:
     """One prompt to continue. `prompt_ids` and `max_tokens` together fit in the engine's `max_model_len`.
 
     `max_tokens` 0 is for `prompt_logprobs`: how many of the likeliest tokens are told with the log probability of each
-    token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked.
+    token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked. `goes_on`: the
+    prompt is a text, not a chat, so that a space at the start of the answer stands between the two and is kept.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class GenerationRequest:
     sampling: SamplingParams
     prompt_logprobs: int | None = None
     adapter: str | None = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,7 @@ class EngineBackend:
                     sampling,
                     prompt_logprobs=job.sampling.logprobs if job.echo else None,
                     adapter=job.adapter,
+                    goes_on=not isinstance(job.prompts[number], ChatPrompt),
                 )
 
     def _check_tools(self, prompt: Prompt) -> None:

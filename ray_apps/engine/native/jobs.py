@@ -91,7 +91,7 @@ class AnswerJob(Job):
         self._scorer = None
         if request.prompt_logprobs is not None:
             self._scorer = PromptScorer(request.prompt_ids, request.prompt_logprobs)
-        self._answer = loaded.language.new_answer(request.sampling)
+        self._answer = loaded.language.new_answer(request)
 
     def wanted(self, start: int, count: int, *, is_last: bool) -> range:
         """All while the prompt is scored, otherwise the last."""

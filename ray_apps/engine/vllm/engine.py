@@ -103,7 +103,7 @@ class VllmEngine(LanguageEngine):
     async def _answer(
         self, request: GenerationRequest, adapter: LoRARequest | None
     ) -> AsyncGenerator[TokenDelta, None]:
-        answer = self._language.new_answer(request.sampling)
+        answer = self._language.new_answer(request)
         is_first = True
         outputs = self._llm.generate(
             tokens_input(list(request.prompt_ids)),

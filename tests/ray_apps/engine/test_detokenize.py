@@ -124,6 +124,14 @@ def test_a_space_before_the_answer_is_dropped_once_where_the_template_wrote_it()
     assert "".join(stream(Detokenizer(BYTES), list(b" a"))) == " a"
 
 
+def test_a_tokenizer_that_drops_the_space_before_a_text_does_so_unless_told_not_to() -> None:
+    tokenizer = tiny.sentencepiece_like(legacy=False)
+    vocabulary = read_vocabulary(tokenizer.backend_tokenizer)
+    token_ids = tokenizer("a b", add_special_tokens=False).input_ids
+    assert "".join(stream(Detokenizer(vocabulary), token_ids)) == "a b"
+    assert "".join(stream(Detokenizer(vocabulary, strip_space=False), token_ids)) == " a b"
+
+
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.CTC()])
 def test_another_kind_of_tokenizer_is_refused(decoder: decoders.Decoder | None) -> None:
     backend = Tokenizer(models.WordLevel({"a": 0}))

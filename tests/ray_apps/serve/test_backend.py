@@ -12,7 +12,19 @@ from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingParams, TokenDelta
 from ray_apps.serve.backend import EngineBackend, answer_budget
 from ray_apps.serve.errors import ApiError
-from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, TextPrompt, TokenizeJob
+from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, Prompt, TextPrompt, TokenizeJob
+
+
+class Recording(FakeEngine):
+    """Keeps what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[GenerationRequest] = []
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        self.asked.append(request)
+        return super().generate(request)
 
 
 @given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
@@ -36,19 +48,23 @@ async def test_counts_grow_with_the_answer() -> None:
 
 
 async def test_several_answers_have_seeds_of_their_own() -> None:
-    asked: list[GenerationRequest] = []
-
-    class Recording(FakeEngine):
-        def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-            asked.append(request)
-            return super().generate(request)
-
+    engine = Recording()
     sampling = SamplingParams(max_tokens=0, seed=2**63 - 1)
     job = Job("id", (ChatPrompt(({"role": "user", "content": "ab"},)),), max_tokens=1, sampling=sampling, num_answers=3)
-    deltas = [delta async for delta in EngineBackend(Recording()).generate(job)]
+    deltas = [delta async for delta in EngineBackend(engine).generate(job)]
     assert sorted(delta.index for delta in deltas) == [0, 1, 2]
-    assert [request.sampling.seed for request in asked] == [2**63 - 1, -(2**63), -(2**63) + 1]
-    assert {request.sampling.max_tokens for request in asked} == {1}
+    assert [request.sampling.seed for request in engine.asked] == [2**63 - 1, -(2**63), -(2**63) + 1]
+    assert {request.sampling.max_tokens for request in engine.asked} == {1}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "goes_on"),
+    [(ChatPrompt(({"role": "user", "content": "a"},)), False), (TextPrompt("a"), True), ((97,), True)],
+)
+async def test_only_a_text_is_gone_on_with(prompt: Prompt, goes_on: bool) -> None:
+    engine = Recording()
+    assert [delta async for delta in EngineBackend(engine).generate(Job("id", (prompt,), max_tokens=1))]
+    assert [request.goes_on for request in engine.asked] == [goes_on]
 
 
 @pytest.mark.parametrize("fails", [False, True])
