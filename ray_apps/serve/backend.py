@@ -201,13 +201,15 @@ class EngineBackend:
     def _score_prompt(self, job: Job, prompt_ids: tuple[int, ...], delta: TokenDelta) -> list[ScoredToken]:
         if job.sampling.logprobs is None:
             return []
-        first = ScoredToken(self._engine.token_bytes(prompt_ids[0]), None)
-        return [first, *map(self._score, delta.prompt_logprobs)]
+        return [self._token(prompt_ids[0], None), *map(self._score, delta.prompt_logprobs)]
 
     def _score(self, one: TokenLogprob) -> ScoredToken:
-        piece = self._engine.token_bytes
-        likeliest = tuple(ScoredToken(piece(token), logprob) for token, logprob in one.likeliest)
-        return ScoredToken(piece(one.token_id), one.logprob, likeliest)
+        likeliest = tuple(self._token(token, logprob) for token, logprob in one.likeliest)
+        return self._token(one.token_id, one.logprob, likeliest)
+
+    def _token(self, token_id: int, logprob: float | None, likeliest: tuple[ScoredToken, ...] = ()) -> ScoredToken:
+        piece = self._engine.token_bytes(token_id)
+        return ScoredToken(piece, logprob, likeliest, special="" if piece else self._engine.decode([token_id]))
 
 
 def num_messages(job: Job) -> int:

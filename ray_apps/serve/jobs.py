@@ -84,12 +84,13 @@ class Started:
 class ScoredToken:
     """The bytes of a token and its log probability, with those that were likeliest in its place.
 
-    The first token of a prompt has no probability.
+    The first token of a prompt has no probability. `special`: how one is spelled that has no bytes in a text.
     """
 
     token: bytes
     logprob: float | None
     likeliest: tuple["ScoredToken", ...] = ()
+    special: str = ""
 
 
 @dataclass(frozen=True, slots=True)
