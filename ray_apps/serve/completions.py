@@ -21,6 +21,7 @@ def make_job(request: CompletionRequest, request_id: str, adapter: str | None = 
         echo=bool(request.echo),
         adapter=adapter,
         param="prompt",
+        streams=bool(request.stream),
     )
 
 

@@ -12,6 +12,8 @@ from transformers import LlamaConfig
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.language import LanguageEngine, read_language
 from ray_apps.engine.protocol import GenerationRequest, TokenDelta, TokenLogprob
+from ray_apps.serve.completions import make_job
+from ray_apps.serve.protocol.completion_request import CompletionRequest
 from tests import tiny
 from tests.ray_apps.serve.conftest import Client, chunks, events
 
@@ -52,6 +54,12 @@ async def test_an_answer_has_16_tokens_unless_it_is_said_otherwise(api_client: C
         assert (await post(client, "x" * 99)).json()["choices"][0]["text"] == "x" * 16
         assert (await post(client, "x" * 99, max_tokens=3)).json()["choices"][0]["text"] == "xxx"
         assert (await post(client, "x" * 99, ignore_eos=True, max_tokens=200)).json()["choices"][0]["text"] == "x" * 198
+
+
+def test_a_job_says_whether_it_streams() -> None:
+    for stream in (True, False, None):
+        request = CompletionRequest.model_validate({"model": "m", "prompt": "a", "stream": stream})
+        assert make_job(request, "id").streams is bool(stream)
 
 
 async def test_an_echo_begins_with_the_prompt(api_client: Client) -> None:
