@@ -48,11 +48,11 @@ class EngineBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
-        started = time.monotonic()
+        watch = _Watch()
         # Encoding a long chat takes a while, as a grammar does; other answers go on meanwhile.
         cut, prompts = await asyncio.to_thread(self._prepare, job)
         num_dropped = num_messages(job) - num_messages(cut)
-        answers = [self._engine.generate(request) for request in self._requests(job, prompts)]
+        answers = [watch.seeing(self._engine.generate(request)) for request in self._requests(job, prompts)]
         num_prompt, num_completion, num_cached = sum(map(len, prompts)), 0, 0
         begun: set[int] = set()
         readers = self._call_readers(job, len(answers))
@@ -69,8 +69,13 @@ class EngineBackend:
                             logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
                     num_completion += len(delta.token_ids)
                     told = Delta(text, num_prompt, num_completion, delta.finish_reason, index, tuple(logprobs))
-                    worked_s = time.monotonic() - started
-                    told = replace(told, num_cached_tokens=num_cached, worked_s=worked_s, num_dropped=num_dropped)
+                    told = replace(
+                        told,
+                        num_cached_tokens=num_cached,
+                        worked_s=watch.seconds,
+                        first_worked_s=watch.first_s,
+                        num_dropped=num_dropped,
+                    )
                     yield read_calls(readers[index], told) if readers else told
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
@@ -210,6 +215,26 @@ class EngineBackend:
     def _token(self, token_id: int, logprob: float | None, likeliest: tuple[ScoredToken, ...] = ()) -> ScoredToken:
         piece = self._engine.token_bytes(token_id)
         return ScoredToken(piece, logprob, likeliest, special="" if piece else self._engine.decode([token_id]))
+
+
+class _Watch:
+    """Counts seconds from now. `first_s`: when the first piece of any answer was there, told or not."""
+
+    def __init__(self) -> None:
+        self.first_s = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return time.monotonic() - self._started
+
+    async def seeing(self, deltas: AsyncGenerator[TokenDelta, None]) -> AsyncGenerator[TokenDelta, None]:
+        """The pieces of an answer."""
+        async with aclosing(deltas):
+            async for delta in deltas:
+                self.first_s = self.first_s or self.seconds
+                yield delta
 
 
 def num_messages(job: Job) -> int:

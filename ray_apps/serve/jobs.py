@@ -97,8 +97,9 @@ class ScoredToken:
 class Delta:
     """The next piece of answer `index`: text, and calls after it; with the tokens of all answers so far.
 
-    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job. `num_dropped`: messages
-    of the chat that were left out, for it was too long.
+    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job; `first_worked_s`: how
+    long it had been when there was anything to tell. `num_dropped`: messages of the chat that were left out, for it was
+    too long.
     """
 
     text: str
@@ -109,6 +110,7 @@ class Delta:
     logprobs: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
     worked_s: float = 0.0
+    first_worked_s: float = 0.0
     calls: tuple[CalledTool, ...] = ()
     num_dropped: int = 0
 
