@@ -81,6 +81,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """The prompts of a job have so many tokens together, and the work on them begins."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredToken:
     """The bytes of a token and its log probability, with those that were likeliest in its place.
 
