@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -37,6 +36,7 @@ from ray_apps.serve.jobs import (
 from ray_apps.serve.tool_calls import CallReader, call_reader, read_calls
 from ray_apps.serve.tools import call_format
 from ray_apps.serve.truncation import Messages, answer_room, shortest_cut
+from ray_apps.serve.work import Watch, Work
 
 
 class EngineBackend:
@@ -48,12 +48,26 @@ class EngineBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
-        started = time.monotonic()
+        async with aclosing(self.answer(await self.prepare(job))) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def prepare(self, job: Job) -> Work:
+        """What is to be done for `job`.
+
+        Raises:
+            ApiError: it cannot be.
+        """
+        watch = Watch()
         # Encoding a long chat takes a while, as a grammar does; other answers go on meanwhile.
         cut, prompts = await asyncio.to_thread(self._prepare, job)
-        num_dropped = num_messages(job) - num_messages(cut)
-        answers = [self._engine.generate(request) for request in self._requests(job, prompts)]
-        num_prompt, num_completion, num_cached = sum(map(len, prompts)), 0, 0
+        return Work(job, prompts, list(self._requests(job, prompts)), num_messages(job) - num_messages(cut), watch)
+
+    async def answer(self, work: Work) -> AsyncGenerator[Delta, None]:
+        """Yield the answers to a job that is prepared."""
+        job, prompts, watch, num_dropped = work.job, work.prompts, work.watch, work.num_dropped
+        answers = [watch.seeing(self._engine.generate(request)) for request in work.requests]
+        num_prompt, num_completion, num_cached = work.num_prompt_tokens, 0, 0
         begun: set[int] = set()
         readers = self._call_readers(job, len(answers))
         try:
@@ -69,20 +83,37 @@ class EngineBackend:
                             logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
                     num_completion += len(delta.token_ids)
                     told = Delta(text, num_prompt, num_completion, delta.finish_reason, index, tuple(logprobs))
-                    worked_s = time.monotonic() - started
-                    told = replace(told, num_cached_tokens=num_cached, worked_s=worked_s, num_dropped=num_dropped)
+                    told = replace(
+                        told,
+                        num_cached_tokens=num_cached,
+                        worked_s=watch.seconds,
+                        first_worked_s=watch.first_s,
+                        num_dropped=num_dropped,
+                    )
                     yield read_calls(readers[index], told) if readers else told
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
 
     async def embed(self, job: EmbeddingJob) -> Embeddings:
         """Embed the texts, side by side with whatever else the engine does."""
+        return await self.embed_prompts(await self.encode(job))
+
+    async def encode(self, job: EmbeddingJob) -> list[tuple[int, ...]]:
+        """The ids of the texts to embed.
+
+        Raises:
+            ApiError: they cannot be embedded.
+        """
         if job.adapter is not None:
             raise bad_request("model: embeddings are those of the model without an adapter", param="model")
         prompts = await asyncio.to_thread(lambda: [self._encode(prompt, job.param) for prompt in job.prompts])
         for prompt_ids in prompts:
             if len(prompt_ids) > self._engine.max_model_len:
                 raise context_length_exceeded(len(prompt_ids), 0, self._engine.max_model_len, param=job.param)
+        return prompts
+
+    async def embed_prompts(self, prompts: list[tuple[int, ...]]) -> Embeddings:
+        """Embed what is in ids."""
         try:
             means = await _gather(self._engine.embed(prompt_ids) for prompt_ids in prompts)
         except (EngineError, UnsupportedError) as error:
@@ -201,13 +232,15 @@ class EngineBackend:
     def _score_prompt(self, job: Job, prompt_ids: tuple[int, ...], delta: TokenDelta) -> list[ScoredToken]:
         if job.sampling.logprobs is None:
             return []
-        first = ScoredToken(self._engine.token_bytes(prompt_ids[0]), None)
-        return [first, *map(self._score, delta.prompt_logprobs)]
+        return [self._token(prompt_ids[0], None), *map(self._score, delta.prompt_logprobs)]
 
     def _score(self, one: TokenLogprob) -> ScoredToken:
-        piece = self._engine.token_bytes
-        likeliest = tuple(ScoredToken(piece(token), logprob) for token, logprob in one.likeliest)
-        return ScoredToken(piece(one.token_id), one.logprob, likeliest)
+        likeliest = tuple(self._token(token, logprob) for token, logprob in one.likeliest)
+        return self._token(one.token_id, one.logprob, likeliest)
+
+    def _token(self, token_id: int, logprob: float | None, likeliest: tuple[ScoredToken, ...] = ()) -> ScoredToken:
+        piece = self._engine.token_bytes(token_id)
+        return ScoredToken(piece, logprob, likeliest, special="" if piece else self._engine.decode([token_id]))
 
 
 def num_messages(job: Job) -> int:

@@ -112,5 +112,6 @@ def _logprobs(scored: tuple[ScoredToken, ...]) -> Logprobs | None:
 
 
 def _token(one: ScoredToken) -> dict[str, object]:
-    """A token as OpenAI writes it; one that is no whole character is told apart by its bytes."""
-    return {"token": one.token.decode(errors="replace"), "bytes": list(one.token), "logprob": one.logprob}
+    """As OpenAI writes it: a token that is no whole character is told apart by its bytes; a special one has none."""
+    text = one.special or one.token.decode(errors="replace")
+    return {"token": text, "bytes": list(one.token), "logprob": one.logprob}

@@ -21,6 +21,7 @@ def make_job(request: CompletionRequest, request_id: str, adapter: str | None = 
         echo=bool(request.echo),
         adapter=adapter,
         param="prompt",
+        streams=bool(request.stream),
     )
 
 
@@ -64,7 +65,8 @@ class _Offsets:
 
     def __init__(self, beginning: str) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
-        self._skips_space = not beginning.startswith(" ")
+        self._beginning = beginning
+        self._may_skip_space = True
         self._offset = 0
 
     def describe(self, scored: Iterable[ScoredToken]) -> CompletionLogprobs | None:
@@ -72,14 +74,29 @@ class _Offsets:
         told = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         for one in scored:
             told.text_offset.append(self._offset)
-            told.tokens.append(_spell(one.token))
+            told.tokens.append(_spell(one))
             told.token_logprobs.append(one.logprob)
             told.top_logprobs.append(_top(one))
-            text = self._decoder.decode(one.token)
-            if text:
-                self._offset += len(text) - (self._skips_space and text.startswith(" "))
-                self._skips_space = False
+            self._offset += self._width(one)
         return told if told.tokens else None
+
+    def _width(self, one: ScoredToken) -> int:
+        """How many characters the token has in the text.
+
+        A special one has none, unless the prompt spells it out. A space that a tokenizer writes before a text, or after
+        a special token, may not be there.
+        """
+        if one.special:
+            is_there = self._beginning.startswith(one.special, self._offset)
+            self._may_skip_space |= is_there
+            return len(one.special) if is_there else 0
+        text = self._decoder.decode(one.token)
+        skips_space = self._may_skip_space and text.startswith(" ") and self._has_no_space()
+        self._may_skip_space &= not text
+        return len(text) - skips_space
+
+    def _has_no_space(self) -> bool:
+        return self._beginning[self._offset : self._offset + 1] not in ("", " ")
 
 
 def _top(one: ScoredToken) -> dict[str, float] | None:
@@ -89,13 +106,13 @@ def _top(one: ScoredToken) -> dict[str, float] | None:
     top: dict[str, float] = {}
     for other in (*one.likeliest, one):
         assert other.logprob is not None
-        top.setdefault(_spell(other.token), other.logprob)
+        top.setdefault(_spell(other), other.logprob)
     return top
 
 
-def _spell(token: bytes) -> str:
+def _spell(one: ScoredToken) -> str:
     """A token as OpenAI spells it: one that is no whole character by its bytes."""
     try:
-        return token.decode()
+        return one.special or one.token.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.token)

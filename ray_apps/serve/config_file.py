@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.config import Settings
 from data_prep.errors import ConfigError
@@ -13,7 +13,7 @@ from ray_apps.serve.config import ServeArgs
 
 
 class HttpOptions(Settings):
-    """Where the endpoint listens, and how patiently."""
+    """Where the endpoint listens."""
 
     host: str = "127.0.0.1"
     """`0.0.0.0` listens on every interface."""
@@ -21,8 +21,13 @@ class HttpOptions(Settings):
     """0 takes a free one."""
     keep_alive_timeout_s: int = Field(90, ge=1)
     """Seconds an idle connection stays open."""
-    request_timeout_s: float | None = Field(None, gt=0)
-    """Seconds until a request is given up; without it none is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_time_to_the_api(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "request_timeout_s" in values:
+            raise ValueError("Serve's request_timeout_s breaks answers off; set args.request_timeout_s instead")
+        return values
 
 
 class ServeApplication(Settings):

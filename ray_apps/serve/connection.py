@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ray_apps.serve.ending import ProperEnding
+
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "ray_apps.serve.connection:middlewares"
 STALL_S = 30.0
@@ -25,10 +27,13 @@ _PIECE_BYTES = 65536
 
 
 class Connection:
-    """Ends an answer that its client has not read for `stall_s`, and takes the headers out that are not a client's."""
+    """Ends an answer that its client has not read for `stall_s`, and takes the headers out that are not a client's.
+
+    What breaks off, or is refused by the proxy itself, ends as the API's errors do.
+    """
 
     def __init__(self, app: ASGIApp, *, stall_s: float = STALL_S) -> None:
-        self._app = app
+        self._app = ProperEnding(app)
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

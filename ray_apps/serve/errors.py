@@ -95,6 +95,16 @@ def body_too_slow(timeout_s: float) -> ApiError:
     return ApiError(Failure(408, message, "invalid_request_error", "request_timeout"))
 
 
+def timed_out() -> ApiError:
+    """408: Serve's own limit was reached before there was an answer."""
+    return ApiError(Failure(408, "The request was not answered in time.", "server_error", "request_timeout"))
+
+
+def unknown_path(path: str) -> ApiError:
+    """404: nothing answers there."""
+    return ApiError(Failure(404, f"Unknown path: {path}", "invalid_request_error", "invalid_request"))
+
+
 def rate_limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
     """429: a key has used up its minute. `kind`: requests or tokens."""
     message = f"Rate limit reached: {per_minute} {kind} per minute; try again in {retry_after_s} s."

@@ -81,23 +81,32 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """The prompts of a job have so many tokens together, and the work on them begins."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredToken:
     """The bytes of a token and its log probability, with those that were likeliest in its place.
 
-    The first token of a prompt has no probability.
+    The first token of a prompt has no probability. `special`: how one is spelled that has no bytes in a text.
     """
 
     token: bytes
     logprob: float | None
     likeliest: tuple["ScoredToken", ...] = ()
+    special: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """The next piece of answer `index`: text, and calls after it; with the tokens of all answers so far.
 
-    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job. `num_dropped`: messages
-    of the chat that were left out, for it was too long.
+    Answers are numbered prompt by prompt. `worked_s`: how long the replica has been at the job; `first_worked_s`: how
+    long it had been when there was anything to tell. `num_dropped`: messages of the chat that were left out, for it was
+    too long.
     """
 
     text: str
@@ -108,6 +117,7 @@ class Delta:
     logprobs: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
     worked_s: float = 0.0
+    first_worked_s: float = 0.0
     calls: tuple[CalledTool, ...] = ()
     num_dropped: int = 0
 

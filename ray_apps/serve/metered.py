@@ -47,7 +47,8 @@ class MeteredBackend:
         try:
             async with aclosing(self._backend.generate(job)) as deltas:
                 async for delta in deltas:
-                    self._note(record, delta, last)
+                    self._note_time(record, delta, last, streams=job.streams)
+                    self._note(record, delta)
                     yield delta
         except Exception:
             unfinished = "error"
@@ -60,17 +61,24 @@ class MeteredBackend:
         if count > limit:
             raise bad_request(f"n: {count} answers to one {kind} are too many; valid: up to {limit}", param="n")
 
-    def _note(self, record: RequestRecord, delta: Delta, last: list[float]) -> None:
-        """`last`: when each answer had its latest piece, in seconds since the request came."""
+    def _note_time(self, record: RequestRecord, delta: Delta, last: list[float], *, streams: bool) -> None:
+        """`last`: when each answer had its latest piece, in seconds since the request came.
+
+        Answers that are told as a whole say by themselves when their tokens were there.
+        """
         now = record.elapsed_s
-        if record.first_token_s is None:
-            record.first_token_s = now
+        if record.queue_s is None:
             record.queue_s = max(0.0, now - delta.worked_s)
+        record.last_token_s = now if streams else record.queue_s + delta.worked_s
+        if record.first_token_s is None:
+            record.first_token_s = now if streams else record.queue_s + delta.first_worked_s
             if self._metrics:
-                self._metrics.first_piece(record.model or self._model, now, record.queue_s)
-        elif last[delta.index] and self._metrics:
+                self._metrics.first_piece(record.model or self._model, record.first_token_s, record.queue_s)
+        elif streams and last[delta.index] and self._metrics:
             self._metrics.next_piece(record.model or self._model, now - last[delta.index])
         last[delta.index] = now
+
+    def _note(self, record: RequestRecord, delta: Delta) -> None:
         record.num_prompt_tokens = delta.num_prompt_tokens
         record.num_completion_tokens = delta.num_completion_tokens
         record.num_cached_tokens = delta.num_cached_tokens

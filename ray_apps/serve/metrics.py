@@ -109,7 +109,7 @@ class RequestMetrics:
         self._meters = Meters(library, REQUEST_METRICS)
 
     def first_piece(self, model: str, seconds: float, queue_s: float) -> None:
-        """The first piece of a request's answers is there, that long after it came; so long it had waited before."""
+        """There was a first piece of a request's answers, that long after it came; so long it had waited before."""
         self._meters.observe("vllm_time_to_first_token_seconds", seconds, model_name=model)
         self._meters.observe("vllm_request_queue_time_seconds", queue_s, model_name=model)
 
@@ -140,8 +140,8 @@ def _durations(record: RequestRecord) -> Iterator[tuple[str, float]]:
     yield "vllm_e2e_request_latency_seconds", record.elapsed_s
     yield "vllm_request_prompt_tokens", record.num_prompt_tokens
     yield "vllm_request_generation_tokens", record.num_completion_tokens
-    if record.num_completion_tokens > 1:
-        writing_s = record.elapsed_s - record.first_token_s
+    if record.num_completion_tokens > 1 and record.last_token_s is not None:
+        writing_s = record.last_token_s - record.first_token_s
         yield "vllm_request_time_per_output_token_seconds", writing_s / (record.num_completion_tokens - 1)
 
 

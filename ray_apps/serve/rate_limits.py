@@ -50,7 +50,7 @@ class RateLimit:
     """Refuses what goes beyond a key's requests or tokens per minute, and tells each answer what is left.
 
     A request is let in while any tokens are left, as nobody knows before how many it takes; they are taken when it is
-    over, those of its prompt and of its answers. Only `POST` counts. `None`: no limit.
+    over, those of its prompt and of its answers, as far as they are known then. Only `POST` counts. `None`: no limit.
     """
 
     def __init__(

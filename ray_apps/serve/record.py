@@ -24,6 +24,7 @@ class RequestRecord:
     num_completion_tokens: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    last_token_s: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     messages: object = None
     answers: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """One engine per replica: what a Serve deployment runs. Knows nothing of HTTP, and is no deployment by itself.
 
-Every answer is a stream that begins with `Started`. An error is given back too, as data: what is raised here would be
-wrapped by Ray.
+Every answer is a stream that begins with `Started`; `Counted` follows where a model works on prompts. An error is given
+back too, as data: what is raised here would be wrapped by Ray.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -15,11 +15,11 @@ from ray_apps.engine.build import build_engine
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.errors import ApiError, Failure
-from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, Started, TokenizeJob, Tokens
+from ray_apps.serve.jobs import Counted, Delta, EmbeddingJob, Embeddings, Job, Started, TokenizeJob, Tokens
 from ray_apps.serve.metrics import EngineMetrics, keep_showing
 
 Item = TypeVar("Item")
-Answer = AsyncGenerator[Started | Item | Failure, None]
+Answer = AsyncGenerator[Started | Counted | Item | Failure, None]
 
 
 class Replica:
@@ -54,7 +54,9 @@ class Replica:
         if job.adapter is not None:
             await self._hold(job.adapter)
         try:
-            async with aclosing(self._backend.generate(job)) as deltas:
+            work = await self._backend.prepare(job)
+            yield Counted(work.num_prompt_tokens)
+            async with aclosing(self._backend.answer(work)) as deltas:
                 async for delta in deltas:
                     yield delta
         except ApiError as error:
@@ -63,7 +65,12 @@ class Replica:
     async def embed(self, job: EmbeddingJob) -> Answer[Embeddings]:
         """Embed the texts."""
         yield Started()
-        yield await _or_failure(self._backend.embed(job))
+        try:
+            prompts = await self._backend.encode(job)
+            yield Counted(sum(map(len, prompts)))
+            yield await self._backend.embed_prompts(prompts)
+        except ApiError as error:
+            yield error.failure
 
     async def tokenize(self, job: TokenizeJob) -> Answer[Tokens]:
         """The ids of the prompt."""

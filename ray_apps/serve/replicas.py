@@ -21,7 +21,17 @@ from ray_apps.serve.errors import (
     queued_too_long,
     unavailable,
 )
-from ray_apps.serve.jobs import Delta, EmbeddingJob, Embeddings, Job, ModelState, Started, TokenizeJob, Tokens
+from ray_apps.serve.jobs import (
+    Counted,
+    Delta,
+    EmbeddingJob,
+    Embeddings,
+    Job,
+    ModelState,
+    Started,
+    TokenizeJob,
+    Tokens,
+)
 from ray_apps.serve.record import current_request
 
 logger = logging.getLogger(__name__)
@@ -158,7 +168,10 @@ class ReplicaBackend:
             async for item in items:
                 if isinstance(item, Failure):
                     raise ReplicaLostError(item.message) if item.is_of_replica else ApiError(item)
-                yield item
+                if isinstance(item, Counted):
+                    current_request().num_prompt_tokens = item.num_prompt_tokens
+                else:
+                    yield item
         except RayTaskError:
             logger.exception("request %s failed in its replica", current_request().request_id)
             raise generation_failed() from None

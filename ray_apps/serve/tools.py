@@ -36,9 +36,11 @@ def demand(tools: list[Tool], *, several: bool) -> str:
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
+    # With a name of its own, what a schema refers to by "#/…" is looked for within it.
+    arguments = {"$id": f"https://tools.invalid/tool-{tool.function.name}", **tool.schema_}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "arguments": tool.schema_},
+        "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import ray
 from ray import serve
 from ray.util.state import list_actors
 
@@ -93,12 +94,18 @@ class Endpoint:
 
     def replicas(self) -> list[Any]:
         """Ray's descriptions of the replicas' actors."""
-        actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        return [actor for actor in actors if f"{APP}#{self.model}#" in (actor.name or "")]
+        return actors(f"{APP}#{self.model}#")
 
     def replica_states(self) -> Counter[str]:
         deployment = serve.status().applications[APP].deployments[self.model]
         return Counter({str(getattr(state, "value", state)): n for state, n in deployment.replica_states.items() if n})
+
+
+def actors(name: str) -> list[Any]:
+    """Ray's descriptions of those that live and have `name` in theirs."""
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters
+    alive = list_actors(address, filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor for actor in alive if name in (actor.name or "")]
 
 
 def read_chunk(chunk: dict[str, Any], told: Told) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -6,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
+from transformers import LlamaConfig
 
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.language import LanguageEngine, read_language
+from ray_apps.engine.protocol import GenerationRequest, TokenDelta, TokenLogprob
+from ray_apps.serve.completions import make_job
+from ray_apps.serve.protocol.completion_request import CompletionRequest
+from tests import tiny
 from tests.ray_apps.serve.conftest import Client, chunks, events
 
 URL = "/v1/completions"
@@ -49,6 +56,12 @@ async def test_an_answer_has_16_tokens_unless_it_is_said_otherwise(api_client: C
         assert (await post(client, "x" * 99, ignore_eos=True, max_tokens=200)).json()["choices"][0]["text"] == "x" * 198
 
 
+def test_a_job_says_whether_it_streams() -> None:
+    for stream in (True, False, None):
+        request = CompletionRequest.model_validate({"model": "m", "prompt": "a", "stream": stream})
+        assert make_job(request, "id").streams is bool(stream)
+
+
 async def test_an_echo_begins_with_the_prompt(api_client: Client) -> None:
     async with api_client() as client:
         both = (await post(client, ["né ", [98]], echo=True, n=2, max_tokens=1)).json()
@@ -70,6 +83,60 @@ async def test_an_echo_tells_log_probabilities_as_lm_eval_reads_them(api_client:
     assert told["text_offset"] == [0, 1, 1, 2, 3]
     assert told["token_logprobs"] == [None, 0.0, 0.0, 0.0, 0.0]
     assert [top and max(top.values()) for top in told["top_logprobs"]] == [None, 0.0, 0.0, 0.0, 0.0]
+
+
+class GoingOn(LanguageEngine):
+    """Goes on as it is told, as a model with this tokenizer would; its end token might come at any place."""
+
+    max_model_len = 999
+
+    def __init__(self, tokenizer_name: str) -> None:
+        self.tokenizer = tiny.TOKENIZERS[tokenizer_name]()
+        tiny.set_template(self.tokenizer, "vicuna_v1.1")
+        super().__init__(read_language(self.tokenizer, LlamaConfig(vocab_size=len(self.tokenizer)), None))
+        self.answer: list[int] = []
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        answer = self._language.new_answer(request)
+        scores = tuple(map(self._scored, request.prompt_ids[1:]))
+        for token in (*self.answer, self.tokenizer.eos_token_id):
+            if delta := answer.push(token, self._scored(token), prompt_logprobs=scores):
+                yield delta
+            scores = ()
+
+    def _scored(self, token: int) -> TokenLogprob:
+        specials = (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
+        return TokenLogprob(token, -9.0, tuple((special, -float(number)) for number, special in enumerate(specials)))
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("prompt", ["The assistant gives", "<|im_start|>user\nhello<|im_end|>\nabc", "<|im_start|>"])
+@pytest.mark.parametrize("tokenizer_name", tiny.TOKENIZERS)
+async def test_prompt_and_answer_are_what_the_tokenizer_makes_of_all_tokens(
+    api_client: Client, tokenizer_name: str, prompt: str, as_ids: bool
+) -> None:
+    engine: Any = GoingOn(tokenizer_name)
+    ids = engine.tokenizer(prompt).input_ids
+    engine.answer = engine.tokenizer(" helpful, dé🙂", add_special_tokens=False).input_ids
+    fields = {"echo": True, "logprobs": 2}
+    async with api_client(engine) as client:
+        (alone,) = (await post(client, ids if as_ids else prompt)).json()["choices"]
+        (choice,) = (await post(client, ids if as_ids else prompt, **fields)).json()["choices"]
+        told = chunks(await post(client, ids if as_ids else prompt, stream=True, **fields))
+    decoded = engine.tokenizer.decode([*ids, *engine.answer])
+    text, scores = choice["text"], choice["logprobs"]
+    assert engine.tokenizer.decode(ids) + alone["text"] == decoded
+    assert text == (decoded if as_ids else prompt + alone["text"])
+    silent = {engine.tokenizer.eos_token} if as_ids else {engine.tokenizer.eos_token, "<s>"}
+    for token, offset in zip(scores["tokens"], scores["text_offset"], strict=True):
+        is_there = text.startswith(token, offset) or (token[0] == " " and text.startswith(token[1:], offset))
+        assert is_there or token in silent or token.startswith("bytes:")
+    specials = engine.tokenizer.get_added_vocab()
+    expected = [*map(engine.tokenizer.decode, ids), engine.tokenizer.eos_token]
+    assert [one for one in scores["tokens"] if one in specials] == [one for one in expected if one in specials]
+    pieces = [one["choices"][0]["logprobs"] for one in told]
+    assert [offset for piece in pieces if piece for offset in piece["text_offset"]] == scores["text_offset"]
+    assert {engine.tokenizer.eos_token, engine.tokenizer.bos_token} <= scores["top_logprobs"][-1].keys()
 
 
 @given(

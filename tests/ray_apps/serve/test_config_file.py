@@ -47,6 +47,7 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         ("engine:", "engin:", r"applications\.0\.args\.engin: unknown field; did you mean 'engine'\?"),
         ("port:", "prot:", r"http_options\.prot: unknown field; did you mean 'port'\?"),
         ("port: 8000", "port: 80000", r"http_options\.port: 80000 is not valid"),
+        ("port: 8000", "request_timeout_s: 9", r"^http_options: Serve's .*; set args\.request_timeout_s instead$"),
         ("host: 127.0.0.1", "host: 1", r"http_options\.host: 1 is not valid"),
         ("name: chat", "title: chat", r"applications\.0\.title: unknown field"),
         ("route_prefix: /", "route_prefix: chat", r"applications\.0\.route_prefix: 'chat' is not valid"),

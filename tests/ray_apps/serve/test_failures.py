@@ -13,8 +13,9 @@ from ray.util.state import list_actors
 
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config import ModelArgs
+from ray_apps.serve.connection import CALLBACK, CALLBACK_VARIABLE
 from ray_apps.serve.jobs import Job
-from tests.ray_apps.serve.endpoint import Endpoint, Slow, Watched, at_once, serving, wait_until
+from tests.ray_apps.serve.endpoint import Endpoint, Slow, Watched, actors, at_once, serving, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 LONG = {"max_tokens": 400, "ignore_eos": True}
@@ -22,8 +23,10 @@ LONG = {"max_tokens": 400, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_cluster(num_cpus=4):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(CALLBACK_VARIABLE, CALLBACK)
+        with local_cluster(num_cpus=4):
+            yield
 
 
 @pytest.fixture(scope="class")
@@ -94,6 +97,18 @@ class TestOnTwoReplicas:
         assert {one.result().usage["completion_tokens"] for one in wholes} == {400}
         wait_until(lambda: tiny.replica_states() == {"RUNNING": 2})
         assert victim not in pids(tiny)
+
+    def test_a_killed_ingress_ends_what_it_was_telling_with_an_error(self, tiny: Endpoint) -> None:
+        (ingress,) = actors("test#Ingress#")
+        with at_once(2) as pool:
+            stream = pool.submit(tiny.stream, "stream", **LONG)
+            whole = pool.submit(tiny.ask, "whole", **LONG)
+            wait_until(lambda: sum(stats.num_running for stats in tiny.all_stats()) == 2)
+            os.kill(ingress.pid, signal.SIGKILL)
+        told, given = stream.result(), whole.result()
+        assert (told.status, told.is_done, told.error and told.error["code"]) == (200, False, "answer_lost")
+        assert (given.status, given.error and given.error["code"]) == (503, "answer_lost")
+        wait_until(lambda: tiny.ask("hello", max_tokens=4).status == 200)
 
 
 def test_a_request_that_kills_its_replicas_is_given_up(tmp_path: Path) -> None:

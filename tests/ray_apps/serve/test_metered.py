@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.errors import ApiError
-from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, TextPrompt, TokenizeJob
+from ray_apps.serve.jobs import ChatPrompt, Delta, EmbeddingJob, Job, TextPrompt, TokenizeJob
 from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.metrics import RequestMetrics
 from ray_apps.serve.policy import Limits
@@ -16,10 +17,24 @@ from tests.ray_apps.serve.test_metrics import Library
 HELLO = ChatPrompt(({"role": "user", "content": "hello"},))
 
 
-def metered(engine: FakeEngine, *, library: Library | None = None, with_texts: bool = False) -> MeteredBackend:
+class AtTheEnd(EngineBackend):
+    """Tells everything when all of it is there."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
+        for delta in [delta async for delta in super().generate(job)]:
+            yield delta
+
+
+def metered(
+    engine: FakeEngine,
+    *,
+    library: Library | None = None,
+    with_texts: bool = False,
+    kind: type[EngineBackend] = EngineBackend,
+) -> MeteredBackend:
     metrics = RequestMetrics(library) if library else None
     return MeteredBackend(
-        EngineBackend(engine), "m", limits=Limits(max_n=3, max_answers=4), metrics=metrics, with_texts=with_texts
+        kind(engine), "m", limits=Limits(max_n=3, max_answers=4), metrics=metrics, with_texts=with_texts
     )
 
 
@@ -31,7 +46,7 @@ def begun() -> RequestRecord:
 
 async def test_what_an_answer_takes_is_noted_and_nothing_is_changed() -> None:
     record, library = begun(), Library()
-    job = Job("1", (HELLO,), num_answers=2)
+    job = Job("1", (HELLO,), num_answers=2, streams=True)
     seen = [delta async for delta in metered(FakeEngine(), library=library).generate(job)]
     assert "".join(delta.text for delta in seen if delta.index == 1) == "hello"
     assert (record.model, record.num_prompt_tokens, record.num_completion_tokens) == ("m", 7, 12)
@@ -42,6 +57,23 @@ async def test_what_an_answer_takes_is_noted_and_nothing_is_changed() -> None:
     assert (record.messages, record.answers) == (None, [])
     assert len(library.told("vllm_time_to_first_token_seconds")) == 1
     assert len(library.told("vllm_inter_token_latency_seconds")) == len(seen) - 2
+
+
+async def test_an_answer_told_as_a_whole_has_the_times_of_the_replica() -> None:
+    record, library = begun(), Library()
+    record.queue_s = 50.0
+    job = Job("1", (TextPrompt("x" * 20), TextPrompt("y" * 20)))
+    backend = metered(FakeEngine(pause_s=0.01), library=library, kind=AtTheEnd)
+    *_, last = [delta async for delta in backend.generate(job)]
+    RequestMetrics(library).ended(record)
+    assert (record.queue_s, record.last_token_s) == (50.0, 50.0 + last.worked_s)
+    assert record.first_token_s is not None
+    assert 50 < record.first_token_s < 50 + last.worked_s / 2
+    assert library.told("vllm_time_to_first_token_seconds") == [record.first_token_s]
+    assert library.told("vllm_request_queue_time_seconds") == [50.0]
+    assert library.told("vllm_inter_token_latency_seconds") == []
+    (per_token,) = library.told("vllm_request_time_per_output_token_seconds")
+    assert per_token * 41 == pytest.approx(last.worked_s - last.first_worked_s)
 
 
 async def test_texts_are_kept_where_they_are_to_be_logged() -> None:

@@ -14,6 +14,9 @@ from data_prep.errors import ServeError
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config_file import ServeFile, load_serve_file
 from ray_apps.serve.run import serving
+from tests import tiny as tiny_models
+from tests.ray_apps.engine.native.test_adapters import write_adapter
+from tests.ray_apps.serve import endpoint
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[3] / "serve_config.yaml"
@@ -159,3 +162,33 @@ def test_a_model_that_does_not_load_is_one_clear_line(tiny_model_dir: Path) -> N
     endpoint = serve(model=tiny_model_dir, max_model_len=100_000)
     with pytest.raises(ServeError, match=r"^args.max_model_len: 100000 is not valid; .* at most 512 tokens$"), endpoint:
         pass
+
+
+def test_adapters_answer_side_by_side_as_alone_and_stay_where_they_are_held(tmp_path: Path) -> None:
+    base = tiny_models.write_model(tmp_path / "base", initializer_range=0.2, dtype="float32")
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        write_adapter(base, tmp_path / name, seed=seed)
+    fields: dict[str, Any] = {"engine": "native", "num_replicas": 2, "num_threads": 1, "max_loaded_adapters": 1}
+    adapters = {name: str(tmp_path / name) for name in names}
+    with endpoint.serving(model=str(base), adapters=adapters, **fields) as served:
+
+        def answer(name: str) -> str:
+            return served.ask("hello", model=name, max_tokens=12).text
+
+        def goes_to_one(name: str, run: int) -> bool:
+            """Of 12 new chats."""
+            before = [stats.num_prompt_tokens for stats in served.all_stats()]
+            for number in range(12):
+                served.ask(f"{number} of {run}", model=name, max_tokens=1)
+            return any(stats.num_prompt_tokens == old for stats, old in zip(served.all_stats(), before, strict=True))
+
+        alone = {name: answer(name) for name in ["m", *names]}
+        assert len(set(alone.values())) == 4
+        with ThreadPoolExecutor(16) as pool:
+            asked = ["m", *names] * 8
+            assert list(pool.map(answer, asked)) == [alone[name] for name in asked]
+        assert served.ask("hello", model="nobody").status == 404
+        assert not goes_to_one("m", 0)
+        runs = iter(range(1, 100))
+        endpoint.wait_until(lambda: goes_to_one("a", next(runs)), seconds=20)

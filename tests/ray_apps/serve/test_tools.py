@@ -4,18 +4,25 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from pydantic import ConfigDict, create_model
 from transformers import AutoTokenizer
 
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.protocol import SamplingParams
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.chat import make_job
+from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.routing import ServedModel
+from tests import tiny
 from tests.ray_apps.serve.conftest import Client
 
 TEMPLATE = "{% if tools %}<tool_call>{% endif %}"
@@ -133,3 +140,33 @@ async def test_a_model_is_held_to_a_call(held: EngineBackend, fields: dict[str, 
         assert call.function.name in names
         if call.function.name == "weather":
             assert json.loads(call.function.arguments)["city"] in CITY["enum"]
+
+
+def follows(schema: str, call: Any) -> bool:
+    tokenizer = from_tokenizer(tiny.byte_level())
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0)
+    tokens = tokenizer.tokenize_str(json.dumps(call, ensure_ascii=False))
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+def nested_tool(name: str, city: str) -> Any:
+    """A tool whose parameters have a `Place` of its own within them."""
+    strict = ConfigDict(extra="forbid")
+    place: Any = create_model("Place", __config__=strict, city=(Literal[city], ...))
+    return openai.pydantic_function_tool(create_model(name, __config__=strict, where=(place, ...), back=(place, ...)))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_call_follows_the_models_within_its_parameters(held: EngineBackend, several: bool) -> None:
+    cities = {"fly": "Köln", "drive": "Bonn"}
+    tools = [nested_tool(name, city) for name, city in cities.items()]
+    request = ChatCompletionRequest(
+        model="m", messages=messages("Go"), tools=tools, tool_choice="required", parallel_tool_calls=several
+    )
+    schema = make_job(request, "id").sampling.json_schema
+    assert schema is not None
+    held._engine.check_sampling(SamplingParams(1, json_schema=schema))
+    for name, its_city in cities.items():
+        for city in cities.values():
+            call = {"name": name, "arguments": {"where": {"city": its_city}, "back": {"city": city}}}
+            assert follows(schema, [call] if several else call) is (city == its_city)
