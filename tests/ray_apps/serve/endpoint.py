@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
+import ray
 from ray import serve
 from ray.util.state import list_actors
 
@@ -19,6 +21,7 @@ from ray_apps.serve.app import choose_resources, compose
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
 from ray_apps.serve.config_file import HttpOptions
+from ray_apps.serve.environment import VARIABLES
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.run import choose_port, wait_until_ready
 
@@ -93,12 +96,17 @@ class Endpoint:
 
     def replicas(self) -> list[Any]:
         """Ray's descriptions of the replicas' actors."""
-        actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        return [actor for actor in actors if f"{APP}#{self.model}#" in (actor.name or "")]
+        return [actor for actor in living_actors() if f"{APP}#{self.model}#" in (actor.name or "")]
 
     def replica_states(self) -> Counter[str]:
         deployment = serve.status().applications[APP].deployments[self.model]
         return Counter({str(getattr(state, "value", state)): n for state, n in deployment.replica_states.items() if n})
+
+
+def living_actors() -> list[Any]:
+    """Ray's descriptions of them, in the cluster that this process is part of."""
+    address = ray.get_runtime_context().gcs_address
+    return [*list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=1000)]
 
 
 def read_chunk(chunk: dict[str, Any], told: Told) -> None:
@@ -106,6 +114,15 @@ def read_chunk(chunk: dict[str, Any], told: Told) -> None:
         told.error = chunk["error"]
     elif chunk["choices"]:
         told.text += chunk["choices"][0]["delta"].get("content") or ""
+
+
+@contextmanager
+def serve_environment() -> Iterator[None]:
+    """Within the block Ray is started as `vicuna serve` starts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        yield
 
 
 @contextmanager
