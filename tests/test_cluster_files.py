@@ -8,6 +8,7 @@ import yaml
 
 from data_prep.chat_template import TEMPLATES
 from ray_apps.recipe import RECIPES, load_recipe
+from ray_apps.serve.environment import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,13 @@ def test_ray_refuses_an_unknown_field(cluster: dict[str, Any]) -> None:
     cluster["available_node_types"]["gpu"]["spot"] = True
     with pytest.raises(ValidationError, match="spot"):
         validate_config(prepare_config(cluster))
+
+
+def test_ray_is_started_with_what_serving_needs(cluster: dict[str, Any]) -> None:
+    for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
+        (start,) = (command for command in commands if "ray start" in command)
+        before, _, _ = start.partition("ray start")
+        assert {f"{name}={value}" for name, value in VARIABLES.items()} <= {*before.split()}
 
 
 def test_the_head_takes_no_work_and_workers_are_capped_spot_machines(cluster: dict[str, Any]) -> None:

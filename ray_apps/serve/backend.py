@@ -19,6 +19,7 @@ from ray_apps.engine.protocol import (
     UnsupportedError,
 )
 from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed, unavailable
+from ray_apps.serve.gathering import gathered
 from ray_apps.serve.jobs import (
     ChatPrompt,
     Delta,
@@ -38,13 +39,25 @@ from ray_apps.serve.tools import call_format
 from ray_apps.serve.truncation import Messages, answer_room, shortest_cut
 from ray_apps.serve.work import Watch, Work
 
+STREAM_INTERVAL_S = 0.1
+
+_PIECE_S = 0.006
+"""Between two pieces of all streams together: what it takes of a core to send one."""
+
 
 class EngineBackend:
-    """Does jobs with an engine."""
+    """Does jobs with an engine.
 
-    def __init__(self, engine: Engine, *, truncate: Truncation = "off") -> None:
+    `stream_interval_s`: how long at most what is ready of a stream waits, to be told together with what follows.
+    """
+
+    def __init__(
+        self, engine: Engine, *, truncate: Truncation = "off", stream_interval_s: float = STREAM_INTERVAL_S
+    ) -> None:
         self._engine = engine
         self._truncate = truncate
+        self._stream_interval_s = stream_interval_s
+        self._num_streams = 0
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
@@ -70,8 +83,9 @@ class EngineBackend:
         num_prompt, num_completion, num_cached = work.num_prompt_tokens, 0, 0
         begun: set[int] = set()
         readers = self._call_readers(job, len(answers))
+        self._num_streams += job.streams
         try:
-            async with aclosing(merged(answers)) as deltas:
+            async with aclosing(gathered(answers, self._pause_s if job.streams else None)) as deltas:
                 async for index, delta in deltas:
                     text, logprobs = delta.text, [self._score(one) for one in delta.logprobs]
                     number, answer = divmod(index, job.num_answers)
@@ -93,6 +107,12 @@ class EngineBackend:
                     yield read_calls(readers[index], told) if readers else told
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
+        finally:
+            self._num_streams -= job.streams
+
+    def _pause_s(self) -> float:
+        """Between two pieces of a stream: none to speak of where there are few."""
+        return min(self._stream_interval_s, _PIECE_S * self._num_streams)
 
     async def embed(self, job: EmbeddingJob) -> Embeddings:
         """Embed the texts, side by side with whatever else the engine does."""
@@ -273,41 +293,6 @@ async def _gather(jobs: Iterable[Coroutine[Any, Any, list[float]]]) -> list[list
 
 def _wrapped(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
-
-
-async def merged(answers: list[AsyncGenerator[TokenDelta, None]]) -> AsyncGenerator[tuple[int, TokenDelta], None]:
-    """The pieces of several answers as they come, with the number of the answer. All end when one fails."""
-    if len(answers) == 1:
-        async with aclosing(answers[0]) as deltas:
-            async for delta in deltas:
-                yield 0, delta
-        return
-    pieces: asyncio.Queue[tuple[int, TokenDelta | Exception | None]] = asyncio.Queue()
-
-    async def pass_on(index: int) -> None:
-        try:
-            async with aclosing(answers[index]) as deltas:
-                async for delta in deltas:
-                    pieces.put_nowait((index, delta))
-            pieces.put_nowait((index, None))
-        except Exception as error:
-            pieces.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(pass_on(index)) for index in range(len(answers))]
-    try:
-        num_left = len(answers)
-        while num_left:
-            index, piece = await pieces.get()
-            if isinstance(piece, Exception):
-                raise piece
-            if piece is None:
-                num_left -= 1
-            else:
-                yield index, piece
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def answer_budget(num_prompt: int, wanted: int | None, limit: int, *, param: str = "messages") -> int:

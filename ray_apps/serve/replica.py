@@ -43,7 +43,7 @@ class Replica:
             shards_are_actors=True,
             engine_args=args.engine_args,
         )
-        self._backend = EngineBackend(self._engine, truncate=args.truncate)
+        self._backend = EngineBackend(self._engine, truncate=args.truncate, stream_interval_s=args.stream_interval_s)
         self._hold = _holding(args.max_loaded_adapters)
         engine_metrics = EngineMetrics(metrics)
         keep_showing(lambda: engine_metrics.show(args.served_name, self._engine.stats()))

@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, ServeError
 from ray_apps.local_ray import local_cluster
-from ray_apps.serve import connection
+from ray_apps.serve import environment
 from ray_apps.serve.app import build_app, choose_resources
 from ray_apps.serve.auth import KEYS_VARIABLE, is_loopback, load_keys
 from ray_apps.serve.config import resolve_models
@@ -49,8 +49,7 @@ def serving(file: ServeFile) -> Iterator[str]:
         finally:
             serve.shutdown()
     else:
-        # Serve's proxy takes this from its environment alone, which is that of the process that starts Ray.
-        os.environ.setdefault(connection.CALLBACK_VARIABLE, connection.CALLBACK)
+        environment.export()
         with local_cluster():
             url = _deploy(file, options)
             try:

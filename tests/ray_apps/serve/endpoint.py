@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 import ray
 from ray import serve
 from ray.util.state import list_actors
@@ -20,6 +21,7 @@ from ray_apps.serve.app import choose_resources, compose
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
 from ray_apps.serve.config_file import HttpOptions
+from ray_apps.serve.environment import VARIABLES
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.run import choose_port, wait_until_ready
 
@@ -113,6 +115,15 @@ def read_chunk(chunk: dict[str, Any], told: Told) -> None:
         told.error = chunk["error"]
     elif chunk["choices"]:
         told.text += chunk["choices"][0]["delta"].get("content") or ""
+
+
+@contextmanager
+def serve_environment() -> Iterator[None]:
+    """Within the block Ray is started as `vicuna serve` starts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        yield
 
 
 @contextmanager

@@ -38,7 +38,7 @@ async def test_an_answer_has_the_shape_that_openai_documents(api_client: Client,
 
 
 async def test_a_stream_opens_with_a_role_and_ends_with_a_reason(api_client: Client, ask: Ask) -> None:
-    async with api_client() as client:
+    async with api_client(FakeEngine(pause_s=0.02)) as client:
         response = await client.post(CHAT, json=ask("né🙂", stream=True))
     assert response.headers["content-type"].startswith("text/event-stream")
     told = chunks(response)

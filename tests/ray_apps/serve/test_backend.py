@@ -41,8 +41,9 @@ def test_a_chat_that_does_not_fit_is_refused(num_prompt: int, wanted: int | None
 
 
 async def test_counts_grow_with_the_answer() -> None:
-    job = Job("id", (ChatPrompt(({"role": "user", "content": "a🙂"},)),))
-    deltas = [delta async for delta in EngineBackend(FakeEngine()).generate(job)]
+    job = Job("id", (ChatPrompt(({"role": "user", "content": "a🙂"},)),), streams=True)
+    backend = EngineBackend(FakeEngine(pause_s=0.001), stream_interval_s=0)
+    deltas = [delta async for delta in backend.generate(job)]
     assert [delta.num_completion_tokens for delta in deltas] == [1, 5, 6]
     assert {delta.num_prompt_tokens for delta in deltas} == {7}
 

@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_apps.local_ray import local_cluster
-from tests.ray_apps.serve.endpoint import Endpoint, Slow, Told, at_once, deploy, serving, wait_until
+from tests.ray_apps.serve.endpoint import Endpoint, Slow, Told, at_once, deploy, serve_environment, serving, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 QUICK = {"look_back_period_s": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 1}
@@ -50,7 +50,7 @@ def nodes(endpoint: Endpoint) -> set[str]:
 class TestOnOneMachine:
     @pytest.fixture(scope="class", autouse=True)
     def cluster(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
+        with serve_environment(), pytest.MonkeyPatch.context() as patch:
             for metric in ("REPLICA", "HANDLE"):
                 patch.setenv(f"RAY_SERVE_{metric}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
             with local_cluster(num_cpus=6):

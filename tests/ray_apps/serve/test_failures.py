@@ -9,13 +9,20 @@ from typing import Any
 
 import httpx
 import pytest
-from ray.util.state import list_actors
 
 from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config import ModelArgs
-from ray_apps.serve.connection import CALLBACK, CALLBACK_VARIABLE
 from ray_apps.serve.jobs import Job
-from tests.ray_apps.serve.endpoint import Endpoint, Slow, Watched, actors, at_once, serving, wait_until
+from tests.ray_apps.serve.endpoint import (
+    Endpoint,
+    Slow,
+    Watched,
+    actors,
+    at_once,
+    serve_environment,
+    serving,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 LONG = {"max_tokens": 400, "ignore_eos": True}
@@ -23,10 +30,8 @@ LONG = {"max_tokens": 400, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(CALLBACK_VARIABLE, CALLBACK)
-        with local_cluster(num_cpus=4):
-            yield
+    with serve_environment(), local_cluster(num_cpus=4):
+        yield
 
 
 @pytest.fixture(scope="class")
@@ -57,7 +62,7 @@ class TestOnTwoReplicas:
 
     def test_a_session_may_be_named(self, tiny: Endpoint) -> None:
         for number in range(6):
-            headers = {"x-session-id": f"session {number}"}
+            headers = {"x-session-id": f"session-{number}"}
             tiny.ask(f"{number} is where it begins, and it goes on from there", headers=headers, max_tokens=4)
             again = tiny.ask(f"{number} is where it begins, and goes on otherwise", headers=headers, max_tokens=4)
             assert again.num_cached > 10
@@ -159,7 +164,7 @@ def test_a_dead_shard_fails_its_replica_which_is_replaced(tiny_model_dir: Path) 
     with serving(**fields, tensor_parallel_size=2) as endpoint:
         assert endpoint.ask("hello", max_tokens=12).text == expected.text
         (pid,) = pids(endpoint)
-        (shard,) = list_actors(filters=[("class_name", "=", "_Shard"), ("state", "=", "ALIVE")])
+        (shard,) = (actor for actor in actors("") if actor.class_name == "_Shard")
         os.kill(shard.pid, signal.SIGKILL)
         wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=12).text == expected.text)
 
