@@ -72,7 +72,7 @@ async def test_load_generators_get_the_counts_so_far_in_every_chunk(
 ) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {key: value for key, value in {**ask(), **asked}.items() if value is not None}
-    async with api_client() as client:
+    async with api_client(FakeEngine(pause_s=0.02)) as client:
         told = chunks(await client.post(path, json={**body, "stream": True, "stream_options": options}))
         plain = chunks(
             await client.post(path, json={**body, "stream": True, "stream_options": {**options, "include_usage": None}})

@@ -107,8 +107,8 @@ async def test_an_answer_that_breaks_off_counts_as_an_error() -> None:
 
 
 async def test_an_answer_that_nobody_waits_for_counts_as_aborted_and_ends() -> None:
-    record, engine = begun(), FakeEngine()
-    async with aclosing(metered(engine).generate(Job("1", (HELLO,)))) as deltas:
+    record, engine = begun(), FakeEngine(pause_s=0.02)
+    async with aclosing(metered(engine).generate(Job("1", (HELLO,), streams=True))) as deltas:
         await anext(deltas)
         assert engine.num_running == 1
     await asyncio.sleep(0)
