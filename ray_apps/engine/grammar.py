@@ -8,6 +8,8 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ray_apps.engine.protocol import SamplingError
+
 MAX_SCHEMA_CHARACTERS = 100_000
 _LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, step_max_items=50_000, max_grammar_size=200_000)
 
@@ -51,9 +53,10 @@ class Grammar:
         self._check()
 
     def _check(self) -> None:
-        """Raises: ValueError: following the grammar takes more than its limits allow."""
+        """Raises: SamplingError: following the grammar takes more than its limits allow."""
         if self._matcher.is_error():
-            raise ValueError(_first_line(self._matcher.get_error()))
+            reason = _first_line(self._matcher.get_error())
+            raise SamplingError("response_format", f"the schema takes more work than the limits allow: {reason}")
 
 
 def _first_line(text: str) -> str:

@@ -12,9 +12,9 @@ from ray_apps.engine.native.adapters import Adapter
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.prompts import MeanState, PromptScorer
 from ray_apps.engine.native.sampling import Choice, Sampler
-from ray_apps.engine.protocol import EngineError, GenerationRequest, TokenDelta, TokenLogprob
+from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingError, TokenDelta, TokenLogprob
 
-Item = TokenDelta | EngineError | list[float]
+Item = TokenDelta | EngineError | SamplingError | list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Job(ABC):
         """Take what a pass gave; what can be told now, if anything.
 
         Raises:
-            ValueError: the job cannot go on.
+            SamplingError: it cannot go on as it is asked to.
         """
 
 

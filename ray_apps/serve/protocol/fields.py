@@ -94,7 +94,7 @@ class SamplingFields(Wire):
     # Not OpenAI's: those that other open servers have too.
     ignore_eos: bool | None = None
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, allow_inf_nan=False)
     stop_token_ids: list[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
     top_k: int | None = Field(None, ge=-1)
 

@@ -49,6 +49,8 @@ WRONG = [
     ({"n": True}, "n", "invalid_type"),
     ({"stop_token_ids": list(range(65))}, "stop_token_ids", "invalid_value"),
     ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+    ({"repetition_penalty": 1e-38}, "repetition_penalty", "invalid_value"),
+    ({"repetition_penalty": 11}, "repetition_penalty", "invalid_value"),
     ({"min_p": 1.5}, "min_p", "invalid_value"),
     ({"top_k": -2}, "top_k", "invalid_value"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "invalid_value"),

@@ -18,6 +18,7 @@ from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.loading import LoadedModel, load_model
+from ray_apps.engine.native.sampling import Choice, Sampler
 from ray_apps.engine.protocol import (
     EngineError,
     EngineStats,
@@ -243,6 +244,26 @@ async def test_a_failed_request_leaves_the_engine_running(
     assert "secret" not in str(caught.value)
     await engine.check_health()
     assert await answer(engine, request(engine, max_tokens=1))
+
+
+async def test_a_sampler_that_fails_fails_its_own_request_alone(
+    engine: NativeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Sampler.choose
+
+    def fail_with_seed_1(sampler: Sampler, logits: torch.Tensor) -> Choice:
+        if sampler.sampling.seed == 1:
+            raise RuntimeError("secret detail")
+        return choose(sampler, logits)
+
+    monkeypatch.setattr(Sampler, "choose", fail_with_seed_1)
+    seeds = (0, 1, 2)
+    asked = [request(engine, temperature=1.0, seed=seed, ignore_eos=True) for seed in seeds]
+    told = await asyncio.gather(*(answer(engine, one) for one in asked), return_exceptions=True)
+    failed = told.pop(1)
+    assert isinstance(failed, EngineError)
+    assert str(failed) == "generation failed: RuntimeError"
+    assert [len(ids(deltas)) for deltas in told if isinstance(deltas, list)] == [20, 20]
 
 
 async def test_shutdown_ends_what_runs_and_what_waits(loaded: LoadedModel, paused: Callable[[], None]) -> None:
