@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import SamplingFields, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, SamplingFields, Wire, refuse_unless_neutral
 from ray_apps.serve.protocol.messages import ChatMessage
-from ray_apps.serve.protocol.tools import NamedTool, Tool
+from ray_apps.serve.protocol.tools import MAX_TOOLS, NamedTool, Tool
 
 # Values that ask for what happens anyway. Null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -21,7 +21,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-_MAX_TOOLS = 128
 
 
 def _read_choice(value: Any) -> str | None:
@@ -75,7 +74,7 @@ class ResponseFormat(Wire):
 class ChatCompletionRequest(SamplingFields):
     """What a client asks for."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Items[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     audio: Any = None
     function_call: Any = None
     functions: Any = None
@@ -91,7 +90,7 @@ class ChatCompletionRequest(SamplingFields):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
-    tools: list[Tool] | None = Field(None, max_length=_MAX_TOOLS)
+    tools: Items[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = Field(None, validate_default=True)
     response_format: ResponseFormat | None = None
     safety_identifier: Any = None

@@ -4,12 +4,23 @@ A field is honoured, or it changes nothing about the answer and is ignored, or i
 nothing (`refuse_unless_neutral`). Anything else is refused: no request is answered as if it had said something else.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_ANSWERS = 128
+MAX_MESSAGES = 4096
+"""Messages in a chat, and parts in a message."""
+MAX_TOKEN_IDS = 1_000_000
 _MAX_STOP_STRINGS = 4
 _MAX_STOP_TOKENS = 64
 _MAX_BIASES = 1024
@@ -53,9 +64,12 @@ def refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
     raise PydanticCustomError("unsupported_parameter", "is not supported by this server with this value; leave it out")
 
 
+Item = TypeVar("Item")
+Items = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which the first wrong item is told: to tell all of them takes a kilobyte for each."""
 Text = Annotated[str, AfterValidator(check_unicode)]
 StopString = Annotated[Text, Field(min_length=1)]
-StopStrings = StopString | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
+StopStrings = StopString | Annotated[Items[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -82,7 +96,7 @@ class SamplingFields(Wire):
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     presence_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[StopString], BeforeValidator(_as_list, json_schema_input_type=StopStrings)] = Field(
+    stop: Annotated[Items[StopString], BeforeValidator(_as_list, json_schema_input_type=StopStrings)] = Field(
         default=[], max_length=_MAX_STOP_STRINGS
     )
     stream: bool | None = None
@@ -95,7 +109,7 @@ class SamplingFields(Wire):
     ignore_eos: bool | None = None
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10, allow_inf_nan=False)
-    stop_token_ids: list[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
+    stop_token_ids: Items[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
     top_k: int | None = Field(None, ge=-1)
 
     @field_validator("stream_options")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import Text, Wire, refuse_unless_neutral
-from ray_apps.serve.protocol.tools import ToolCall
+from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, Text, Wire, refuse_unless_neutral
+from ray_apps.serve.protocol.tools import MAX_TOOLS, ToolCall
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"annotations": ([],), "audio": (), "function_call": (), "refusal": ()}
 
@@ -31,9 +31,11 @@ class ChatMessage(Wire):
     """One message. `developer` is another word for `system`; a `tool` message is what a call gave."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_calls: Items[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: Text | None = Field(None, validate_default=True)
-    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = Field(None, validate_default=True)
+    content: Annotated[Items[TextPart] | None, BeforeValidator(_as_parts)] = Field(
+        None, max_length=MAX_MESSAGES, validate_default=True
+    )
     name: Text | None = None
     annotations: Any = None
     audio: Any = None
