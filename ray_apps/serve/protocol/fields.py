@@ -22,6 +22,7 @@ MAX_MESSAGES = 4096
 """Messages in a chat, and parts in a message."""
 MAX_TOKEN_IDS = 1_000_000
 _MAX_STOP_STRINGS = 4
+_MAX_STOP_CHARACTERS = 1000
 _MAX_STOP_TOKENS = 64
 _MAX_BIASES = 1024
 
@@ -68,7 +69,7 @@ Item = TypeVar("Item")
 Items = Annotated[list[Item], Field(fail_fast=True)]
 """A list of which the first wrong item is told: to tell all of them takes a kilobyte for each."""
 Text = Annotated[str, AfterValidator(check_unicode)]
-StopString = Annotated[Text, Field(min_length=1)]
+StopString = Annotated[Text, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
 StopStrings = StopString | Annotated[Items[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]

@@ -71,6 +71,7 @@ WRONG = [
     ({"stop": 3}, "stop", "invalid_type"),
     ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
     ({"stop": ["a", 1]}, "stop[1]", "invalid_type"),
+    ({"stop": "a" * 1001}, "stop[0]", "invalid_value"),
     ({"stop": list("abcde")}, "stop", "invalid_value"),
     ({"stream": "yes"}, "stream", "invalid_type"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
