@@ -24,6 +24,7 @@ from ray_apps.engine.protocol import (
     EngineStats,
     EngineStoppedError,
     GenerationRequest,
+    SamplingError,
     SamplingParams,
     TokenDelta,
     UnsupportedError,
@@ -264,6 +265,21 @@ async def test_a_sampler_that_fails_fails_its_own_request_alone(
     assert isinstance(failed, EngineError)
     assert str(failed) == "generation failed: RuntimeError"
     assert [len(ids(deltas)) for deltas in told if isinstance(deltas, list)] == [20, 20]
+
+
+async def test_a_schema_that_takes_too_much_fails_its_own_request_and_says_so(engine: NativeEngine) -> None:
+    wide = {"type": "object", "properties": {f"p{index}": {} for index in range(3000)}}
+    schema = json.dumps({"type": "array", "items": wide, "minItems": 1})
+    likely = tuple((token, 100.0) for token in engine.encode_text("[{", add_special_tokens=False))
+    told = await asyncio.gather(
+        answer(engine, request(engine, 200, json_schema=schema, logit_bias=likely)),
+        answer(engine, request(engine, ignore_eos=True)),
+        return_exceptions=True,
+    )
+    assert isinstance(told[0], SamplingError)
+    assert "more work than the limits allow" in str(told[0])
+    assert isinstance(told[1], list)
+    assert len(ids(told[1])) == 20
 
 
 async def test_shutdown_ends_what_runs_and_what_waits(loaded: LoadedModel, paused: Callable[[], None]) -> None:
