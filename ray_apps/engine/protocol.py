@@ -68,7 +68,8 @@ class GenerationRequest:
     """One prompt to continue. `prompt_ids` and `max_tokens` together fit in the engine's `max_model_len`.
 
     `max_tokens` 0 is for `prompt_logprobs`: how many of the likeliest tokens are told with the log probability of each
-    token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked.
+    token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked. `group`: what
+    all answers to one client's request have in common; None: there are no others.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class GenerationRequest:
     sampling: SamplingParams
     prompt_logprobs: int | None = None
     adapter: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

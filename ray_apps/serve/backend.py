@@ -162,6 +162,7 @@ class EngineBackend:
                     sampling,
                     prompt_logprobs=job.sampling.logprobs if job.echo else None,
                     adapter=job.adapter,
+                    group=job.request_id,
                 )
 
     def _check_tools(self, prompt: Prompt) -> None:

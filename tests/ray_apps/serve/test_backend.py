@@ -49,6 +49,7 @@ async def test_several_answers_have_seeds_of_their_own() -> None:
     assert sorted(delta.index for delta in deltas) == [0, 1, 2]
     assert [request.sampling.seed for request in asked] == [2**63 - 1, -(2**63), -(2**63) + 1]
     assert {request.sampling.max_tokens for request in asked} == {1}
+    assert {request.group for request in asked} == {"id"}
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -191,6 +191,26 @@ async def test_requests_are_answered_side_by_side(engine: NativeEngine, paused: 
     assert finished == [3, 2, 1, 0]
 
 
+async def test_a_request_with_many_answers_does_not_stand_before_another(
+    loaded: LoadedModel, paused: Callable[[], None]
+) -> None:
+    engine = NativeEngine(loaded, max_num_seqs=1)
+    ended: list[str] = []
+
+    async def ask(group: str) -> None:
+        await answer(engine, replace(request(engine, 2), group=group))
+        ended.append(group)
+
+    try:
+        tasks = [asyncio.create_task(ask(group)) for group in ("many",) * 5 + ("one",)]
+        await asyncio.sleep(0)
+        paused()
+        await asyncio.gather(*tasks)
+    finally:
+        engine.shutdown()
+    assert ended.index("one") <= 2
+
+
 async def test_what_was_read_for_one_turn_is_not_read_again_for_the_next(engine: NativeEngine) -> None:
     asked = request(engine)
     first = await answer(engine, asked)
