@@ -85,18 +85,19 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         return embeddings.render(request, route.name, found)
 
     @api.post("/tokenize")
-    async def tokenize(request: TokenizeRequest) -> TokenizeResponse:
-        backend = router.find_or_only(request.model).model.backend
+    async def tokenize(request: TokenizeRequest, http: Request) -> TokenizeResponse:
+        route = router.find_or_only(request.model)
         await check_schemas(request.tools)
-        tokens = await backend.tokenize(tokens_job(request))
+        tokens = await within(_seconds(route, http), route.model.backend.tokenize(tokens_job(request)))
         return TokenizeResponse(
             count=len(tokens.token_ids), max_model_len=tokens.max_model_len, tokens=list(tokens.token_ids)
         )
 
     @api.post("/detokenize")
-    async def detokenize(request: DetokenizeRequest) -> DetokenizeResponse:
-        backend = router.find_or_only(request.model).model.backend
-        return DetokenizeResponse(prompt=await backend.detokenize(tuple(request.tokens)))
+    async def detokenize(request: DetokenizeRequest, http: Request) -> DetokenizeResponse:
+        route = router.find_or_only(request.model)
+        text = await within(_seconds(route, http), route.model.backend.detokenize(tuple(request.tokens)))
+        return DetokenizeResponse(prompt=text)
 
     return api
 
