@@ -4,6 +4,7 @@ A field is honoured, or it changes nothing about the answer and is ignored, or i
 nothing (`refuse_unless_neutral`). Anything else is refused: no request is answered as if it had said something else.
 """
 
+import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -25,6 +26,7 @@ _MAX_STOP_STRINGS = 4
 _MAX_STOP_CHARACTERS = 1000
 _MAX_STOP_TOKENS = 64
 _MAX_BIASES = 1024
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,18}")
 
 
 def check_unicode(text: str) -> str:
@@ -52,10 +54,9 @@ def _as_token_ids(biases: Any) -> Any:
     """JSON has no numbers for keys."""
     if not isinstance(biases, dict):
         return biases
-    try:
-        return {int(token): bias for token, bias in biases.items()}
-    except ValueError:
-        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases") from None
+    if not all(map(_TOKEN_ID.fullmatch, biases)):
+        raise PydanticCustomError("invalid_type", "should map ids of tokens, such as '50', to biases")
+    return {int(token): bias for token, bias in biases.items()}
 
 
 def refuse_unless_neutral(value: Any, neutral: tuple[Any, ...]) -> None:
