@@ -30,7 +30,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     directory = local_model(model, TOKENIZER_FILES)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except StrictDataclassError as error:
         raise ModelError(f"model {model!r}: config.json: {error.__cause__ or error}") from None
     except (OSError, ValueError, KeyError) as error:

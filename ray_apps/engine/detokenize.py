@@ -131,10 +131,12 @@ class Detokenizer:
 
     def _doubtful(self) -> int:
         """How many characters at the end may be the beginning of a stop string."""
-        lengths = (
-            length
-            for stop in self._stop
-            for length in range(min(len(stop) - 1, len(self._held)), 0, -1)
-            if self._held.endswith(stop[:length])
-        )
-        return max(lengths, default=0)
+        return max((_overlap(self._held, stop) for stop in self._stop), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins, without being all of it."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return len(text) - start if start >= 0 else 0

@@ -8,8 +8,13 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ray_apps.engine.protocol import SamplingError
+
 MAX_SCHEMA_CHARACTERS = 100_000
-_LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, step_max_items=50_000, max_grammar_size=200_000)
+# A row has four items for each property that may come next: some 2,400 optional ones, which take 50 ms for a token.
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000, step_max_items=50_000, max_items_in_row=10_000, max_grammar_size=200_000
+)
 
 
 class Grammars:
@@ -18,6 +23,7 @@ class Grammars:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, end_ids: frozenset[int]) -> None:
         fast: Any = tokenizer
         self._tokenizer: LLTokenizer = from_tokenizer(fast, n_vocab=vocabulary_size, eos_token=sorted(end_ids))
+        self._brace = self._tokenizer.tokenize_str("{")
 
     def compile(self, schema: str) -> "Grammar":
         """The grammar of answers that follow `schema`.
@@ -30,6 +36,12 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise ValueError(_first_line(matcher.get_error()))
+        opened = matcher.deep_copy()
+        opened.try_consume_tokens(self._brace)
+        for beginning in (matcher, opened):  # Most is possible where an object begins.
+            beginning.compute_logit_bias()
+            if beginning.is_error():
+                raise ValueError(_too_much(beginning))
         return Grammar(matcher)
 
 
@@ -51,9 +63,13 @@ class Grammar:
         self._check()
 
     def _check(self) -> None:
-        """Raises: ValueError: following the grammar takes more than its limits allow."""
+        """Raises: SamplingError: following the grammar takes more than its limits allow."""
         if self._matcher.is_error():
-            raise ValueError(_first_line(self._matcher.get_error()))
+            raise SamplingError("response_format", _too_much(self._matcher))
+
+
+def _too_much(matcher: LLMatcher) -> str:
+    return f"the schema takes more work than the limits allow: {_first_line(matcher.get_error())}"
 
 
 def _first_line(text: str) -> str:

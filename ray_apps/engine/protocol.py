@@ -70,6 +70,7 @@ class GenerationRequest:
     `max_tokens` 0 is for `prompt_logprobs`: how many of the likeliest tokens are told with the log probability of each
     token of the prompt; None: none are. `adapter`: the name of the one through which the model is asked. `goes_on`: the
     prompt is a text, not a chat, so that a space at the start of the answer stands between the two and is kept.
+    `group`: what all answers to one client's request have in common; None: there are no others.
     """
 
     request_id: str
@@ -78,6 +79,7 @@ class GenerationRequest:
     prompt_logprobs: int | None = None
     adapter: str | None = None
     goes_on: bool = False
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

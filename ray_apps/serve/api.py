@@ -31,6 +31,7 @@ from ray_apps.serve.protocol.tokenize import (
 from ray_apps.serve.routing import Route, Router, ServedModel
 from ray_apps.serve.sse import STREAM_RESPONSES, event_stream
 from ray_apps.serve.tokenize import tokens_job
+from ray_apps.serve.tools import check_schemas
 
 
 def create_api(models: Sequence[ServedModel]) -> FastAPI:
@@ -58,6 +59,7 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
     @api.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_RESPONSES)
     async def create_chat_completion(request: ChatCompletionRequest, http: Request) -> ChatCompletion | Response:
         route = router.find(request.model)
+        await check_schemas(request.tools)
         header, num_answers = Header(route.name, new_id("chatcmpl")), request.num_answers
         deltas = _generate(route, chat.make_job(request, header.id, route.adapter), http)
         if not request.stream:
@@ -85,17 +87,19 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         return embeddings.render(request, route.name, found)
 
     @api.post("/tokenize")
-    async def tokenize(request: TokenizeRequest) -> TokenizeResponse:
-        backend = router.find_or_only(request.model).model.backend
-        tokens = await backend.tokenize(tokens_job(request))
+    async def tokenize(request: TokenizeRequest, http: Request) -> TokenizeResponse:
+        route = router.find_or_only(request.model)
+        await check_schemas(request.tools)
+        tokens = await within(_seconds(route, http), route.model.backend.tokenize(tokens_job(request)))
         return TokenizeResponse(
             count=len(tokens.token_ids), max_model_len=tokens.max_model_len, tokens=list(tokens.token_ids)
         )
 
     @api.post("/detokenize")
-    async def detokenize(request: DetokenizeRequest) -> DetokenizeResponse:
-        backend = router.find_or_only(request.model).model.backend
-        return DetokenizeResponse(prompt=await backend.detokenize(tuple(request.tokens)))
+    async def detokenize(request: DetokenizeRequest, http: Request) -> DetokenizeResponse:
+        route = router.find_or_only(request.model)
+        text = await within(_seconds(route, http), route.model.backend.detokenize(tuple(request.tokens)))
+        return DetokenizeResponse(prompt=text)
 
     return api
 

@@ -105,6 +105,8 @@ class EngineBackend:
                         num_dropped=num_dropped,
                     )
                     yield read_calls(readers[index], told) if readers else told
+        except SamplingError as error:
+            raise _refused(error, job) from None
         except (EngineError, UnsupportedError) as error:
             raise _api_error(error, "model") from None
         finally:
@@ -180,8 +182,7 @@ class EngineBackend:
         try:
             self._engine.check_sampling(job.sampling)
         except SamplingError as error:
-            param = "tools" if job.calls and error.param == "response_format" else error.param
-            raise bad_request(f"{param}: {error}", param=param) from None
+            raise _refused(error, job) from None
         if (job.truncate or self._truncate) == "oldest_turns":
             job = replace(job, prompts=tuple(self._cut(prompt, job) for prompt in job.prompts))
         return job, [self._encode(prompt, job.param) for prompt in job.prompts]
@@ -213,6 +214,7 @@ class EngineBackend:
                     prompt_logprobs=job.sampling.logprobs if job.echo else None,
                     adapter=job.adapter,
                     goes_on=not isinstance(job.prompts[number], ChatPrompt),
+                    group=job.request_id,
                 )
 
     def _check_tools(self, prompt: Prompt) -> None:
@@ -266,6 +268,12 @@ class EngineBackend:
 def num_messages(job: Job) -> int:
     """Of all chats."""
     return sum(len(prompt.messages) for prompt in job.prompts if isinstance(prompt, ChatPrompt))
+
+
+def _refused(error: SamplingError, job: Job) -> ApiError:
+    """400, with the request's own field: calls of tools are demanded by a schema."""
+    param = "tools" if job.calls and error.param == "response_format" else error.param
+    return bad_request(f"{param}: {error}", param=param)
 
 
 def _api_error(error: Exception, param: str) -> ApiError:

@@ -65,9 +65,9 @@ class ModelArgs(Settings):
     autoscaling: Autoscaling | None = None
     """Instead of `num_replicas`: as many as the load asks for."""
     max_ongoing_requests: int = Field(16, ge=1)
-    """Requests a replica takes on at a time."""
+    """Requests a replica takes on at a time, and answers it works on."""
     max_queued_requests: int = Field(64, ge=1)
-    """Requests that may wait beyond those that all replicas work on; further ones get a 429 at once."""
+    """Answers that may wait beyond those that all replicas work on; requests for further ones get a 429 at once."""
     queue_timeout_s: float | None = Field(None, gt=0)
     """Seconds a request may wait for a replica before it gets a 503; by default as long as it may take in all."""
     stream_interval_s: float = Field(0.1, ge=0)

@@ -41,7 +41,7 @@ def guarded(
             app,
             allow_origins=security.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout", "X-Session-Id"],
             expose_headers=_READABLE_BY_PAGES,
         )
     return RequestLog(app, write=write_line, with_texts=with_texts, metrics=metrics, names_requests=names_requests)

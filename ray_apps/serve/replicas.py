@@ -7,17 +7,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from ray_apps.serve.admission import Admission
 from ray_apps.serve.census import Census
 from ray_apps.serve.errors import (
     ApiError,
     Failure,
     answer_lost,
     generation_failed,
-    overloaded,
     queued_too_long,
     unavailable,
 )
@@ -46,7 +47,7 @@ class ReplicaLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Requests a replica works on at a time, those that may wait beyond these, and for how many seconds.
+    """Answers a replica works on at a time, those that may wait beyond these, and for how many seconds.
 
     `max_replicas`: how many there may be. `may_sleep`: whether there may be none until somebody asks.
     """
@@ -62,7 +63,7 @@ class QueueLimits:
 class _Call:
     """A method of a replica and what it is given. `session`, `adapter`: by which a replica is chosen, if by any.
 
-    `streams`: whether the client is told each piece as it comes.
+    `streams`: whether the client is told each piece as it comes. `num_answers`: places that it takes.
     """
 
     method: str
@@ -70,6 +71,7 @@ class _Call:
     session: str = ""
     adapter: str = ""
     streams: bool = False
+    num_answers: int = 1
 
 
 class ReplicaBackend:
@@ -79,13 +81,14 @@ class ReplicaBackend:
         self._replicas = replicas.options(stream=True)
         self._limits = limits
         self._census = Census(replicas.app_name, replicas.deployment_name)
-        self._num_open = 0
+        self._admission = Admission()
         self.num_waiting = 0
         """Requests that no replica has taken on yet."""
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
-        call = _Call("generate", job, job.session, job.adapter or "", streams=job.streams)
+        num_answers = job.num_answers * len(job.prompts)
+        call = _Call("generate", job, job.session, job.adapter or "", streams=job.streams, num_answers=num_answers)
         async with aclosing(self._admitted(call)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -120,18 +123,13 @@ class ReplicaBackend:
 
     async def _admitted(self, call: _Call) -> AsyncGenerator[Any, None]:
         """What a replica yields, unless too many wait already."""
-        if self._num_open >= self._room():
-            raise overloaded()
-        self._num_open += 1
-        try:
+        with self._admission.admitted(call.num_answers, self._room()):
             async with aclosing(self._retried(call)) as items:
                 async for item in items:
                     yield item
-        finally:
-            self._num_open -= 1
 
     def _room(self) -> int:
-        """How many requests there may be at a time."""
+        """How many answers there may be at a time."""
         count = self._census.latest
         num_replicas = self._limits.max_replicas if count is None else count.running
         return num_replicas * self._limits.max_ongoing + self._limits.max_queued
@@ -175,7 +173,7 @@ class ReplicaBackend:
         except RayTaskError:
             logger.exception("request %s failed in its replica", current_request().request_id)
             raise generation_failed() from None
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             raise ReplicaLostError(type(error).__name__) from None
         except (asyncio.CancelledError, GeneratorExit):
             items.cancel()

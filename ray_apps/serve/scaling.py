@@ -2,7 +2,8 @@
 
 It counts requests, those that wait included. That measures the tokens' worth of work too: a request takes a place in a
 replica for as long as its tokens take, so the requests there are at a time are those that come per second times the
-seconds of work in each (Little 1961), however long or short they are.
+seconds of work in each (Little 1961), however long or short they are. It holds for requests with one answer each: one
+with several takes several places, and Serve's policy counts it once.
 """
 
 from typing import Any
@@ -25,7 +26,8 @@ class Autoscaling(Settings):
     initial_replicas: int | None = Field(None, ge=0)
     """Replicas to begin with; by default `min_replicas`."""
     target_ongoing_requests: float | None = Field(None, gt=0)
-    """Requests for each replica, those that wait included; by default three quarters of `max_ongoing_requests`."""
+    """Requests for each replica, those that wait included; by default three quarters of `max_ongoing_requests`. Less
+    where most ask for several answers, for each of these takes a place."""
     look_back_period_s: float = Field(15, gt=0)
     """Seconds over which the requests are averaged."""
     upscale_delay_s: float = Field(10, ge=0)

@@ -1,8 +1,14 @@
 """Tools that a model may call: whether its template has them, how it writes calls, and how calls are demanded."""
 
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from ray_apps.serve.errors import bad_request
 from ray_apps.serve.protocol.tools import Tool
 
 CallFormat = Literal["hermes", "llama", "mistral", "demanded"]
@@ -25,6 +31,27 @@ def call_format(chat_template: str) -> CallFormat | None:
     if '"parameters"' in chat_template and '"name"' in chat_template:
         return "llama"
     return None
+
+
+async def check_schemas(tools: Sequence[Tool] | None) -> None:
+    """Return if the parameters of `tools` are JSON schemas. Other requests go on meanwhile: a large one takes a second.
+
+    Raises:
+        ApiError: they are not; it names the tool.
+    """
+    if tools:
+        await asyncio.to_thread(_check_schemas, tools)
+
+
+def _check_schemas(tools: Sequence[Tool]) -> None:
+    for number, tool in enumerate(tools):
+        try:
+            Draft202012Validator.check_schema(tool.schema_)
+        except SchemaError as error:
+            param = f"tools[{number}].function.parameters"
+            where = "".join(f"[{part!r}]" for part in error.path)
+            reason = f"{param}: is not a valid JSON schema: {where} {error.message[:200]}"
+            raise bad_request(reason, param=param) from None
 
 
 def demand(tools: list[Tool], *, several: bool) -> str:

@@ -29,6 +29,7 @@ from ray_apps.engine.protocol import (
     EngineStats,
     EngineStoppedError,
     GenerationRequest,
+    SamplingError,
     TokenDelta,
 )
 
@@ -116,7 +117,7 @@ class NativeEngine(LanguageEngine):
             await self.check_health()
             while True:
                 item = await job.items.get()
-                if isinstance(item, EngineError):
+                if isinstance(item, EngineError | SamplingError):
                     raise item
                 yield item
         finally:
@@ -231,7 +232,11 @@ class NativeEngine(LanguageEngine):
         num_before = len(job.ids)
         try:
             item = job.take(part, outcome)
-        except ValueError as error:
+        except (torch.AcceleratorError, LostModelError):
+            raise
+        except Exception as error:
+            if not isinstance(error, SamplingError):
+                logger.exception("a request failed after a pass")
             self._fail(job, error)
             return
         self._counts.generated += len(job.ids) - num_before
@@ -247,7 +252,8 @@ class NativeEngine(LanguageEngine):
         self._scheduler.slots.forget()
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self._outbox.put(job, EngineError(f"generation failed: {type(error).__name__}"))
+        told = error if isinstance(error, SamplingError) else EngineError(f"generation failed: {type(error).__name__}")
+        self._outbox.put(job, told)
         self._scheduler.end(job)
 
     def _refuse_all(self, reason: str) -> None:

@@ -12,9 +12,9 @@ from ray_apps.engine.native.adapters import Adapter
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.prompts import MeanState, PromptScorer
 from ray_apps.engine.native.sampling import Choice, Sampler
-from ray_apps.engine.protocol import EngineError, GenerationRequest, TokenDelta, TokenLogprob
+from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingError, TokenDelta, TokenLogprob
 
-Item = TokenDelta | EngineError | list[float]
+Item = TokenDelta | EngineError | SamplingError | list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,13 @@ class Job(ABC):
     """A sequence under way. What there is to tell of it goes into `items`, on the event loop of the one who waits.
 
     `reuses`: what is in the cache already need not be read again for it. `adapter`: what it is read through beside the
-    model. `finished`: nothing comes any more.
+    model. `group`: what jobs have in common that take turns with those of other groups. `finished`: nothing comes any
+    more.
     """
 
-    def __init__(self, prompt_ids: tuple[int, ...], *, reuses: bool, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, prompt_ids: tuple[int, ...], *, reuses: bool, adapter: Adapter | None = None, group: object = None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -55,6 +58,7 @@ class Job(ABC):
         self.num_cached = 0
         self.reuses = reuses
         self.adapter = adapter
+        self.group = self if group is None else group
         self.finished = False
 
     @property
@@ -71,7 +75,7 @@ class Job(ABC):
         """Take what a pass gave; what can be told now, if anything.
 
         Raises:
-            ValueError: the job cannot go on.
+            SamplingError: it cannot go on as it is asked to.
         """
 
 
@@ -85,7 +89,8 @@ class AnswerJob(Job):
         grammar: Grammar | None = None,
         adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(request.prompt_ids, reuses=request.prompt_logprobs is None, adapter=adapter)
+        reuses = request.prompt_logprobs is None
+        super().__init__(request.prompt_ids, reuses=reuses, adapter=adapter, group=request.group)
         self.max_tokens = request.sampling.max_tokens
         self._sampler = Sampler(request.sampling, request.prompt_ids, loaded.model.device, grammar)
         self._scorer = None
@@ -126,10 +131,10 @@ class AnswerJob(Job):
 
 
 class EmbeddingJob(Job):
-    """A text of which the mean of the last hidden states is asked for."""
+    """A text of which the mean of the last hidden states is asked for. All such texts are one group."""
 
     def __init__(self, prompt_ids: tuple[int, ...]) -> None:
-        super().__init__(prompt_ids, reuses=False)
+        super().__init__(prompt_ids, reuses=False, group=EmbeddingJob)
         self._states = MeanState()
 
     def wanted(self, start: int, count: int, *, is_last: bool) -> range:

@@ -49,7 +49,7 @@ class Sampler:
         """The next token, from `logits` `[vocabulary]`.
 
         Raises:
-            ValueError: the answer's grammar cannot be followed further.
+            SamplingError: the answer's grammar cannot be followed further.
         """
         logits = logits.float()
         changed = logits if self._bias is None else self._bias.apply(logits)

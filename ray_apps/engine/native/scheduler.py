@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from ray_apps.engine.native.slots import Placement, SlotTable
@@ -27,6 +28,11 @@ class HasTokens(Protocol):
     @property
     def kind(self) -> object:
         """What it is read through beside the model; only sequences of one kind share what is in the cache."""
+        ...
+
+    @property
+    def group(self) -> object:
+        """What it has in common with those that wait their turn together with it."""
         ...
 
 
@@ -63,6 +69,47 @@ class Turn(Generic[Owner]):
         return self.count == self.running.num_unread
 
 
+class Waiting(Generic[Owner]):
+    """Those who wait. Groups take turns, each with its first, in the order they came."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, deque[Owner]] = {}  # the one whose turn it is comes first
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Owner]:
+        return chain.from_iterable(self._groups.values())
+
+    def append(self, owner: Owner) -> None:
+        """Put it behind the others of its group."""
+        self._groups.setdefault(owner.group, deque()).append(owner)
+        self._length += 1
+
+    @property
+    def first(self) -> Owner:
+        """Whose turn it is, of at least one."""
+        return next(iter(self))
+
+    def pop(self) -> Owner:
+        """Take the first out; its group goes behind the others."""
+        owner = self.first
+        self.discard(owner)
+        if owner.group in self._groups:
+            self._groups[owner.group] = self._groups.pop(owner.group)
+        return owner
+
+    def discard(self, owner: Owner) -> None:
+        """Take it out, if it is there."""
+        group = self._groups.get(owner.group, deque())
+        if owner in group:
+            group.remove(owner)
+            self._length -= 1
+            if not group:
+                del self._groups[owner.group]
+
+
 class Scheduler(Generic[Owner]):
     """Continuous batching (Yu et al. 2022) with prompts read in chunks between the steps of answers.
 
@@ -71,7 +118,7 @@ class Scheduler(Generic[Owner]):
 
     def __init__(self, num_slots: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
         self.slots = SlotTable(num_slots)
-        self.waiting: deque[Owner] = deque()
+        self.waiting: Waiting[Owner] = Waiting()
         self.running: list[Running[Owner]] = []
         self._prefill_tokens = prefill_tokens
 
@@ -81,9 +128,9 @@ class Scheduler(Generic[Owner]):
         return bool(self.waiting or self.running)
 
     def place_waiting(self) -> Iterator[Running[Owner]]:
-        """Give slots to those who wait, in the order they came; yields each that got one."""
-        while self.waiting and (placement := self._place(self.waiting[0])):
-            self.running.append(Running(self.waiting.popleft(), placement))
+        """Give slots to those who wait, in their turn; yields each that got one."""
+        while self.waiting and (placement := self._place(self.waiting.first)):
+            self.running.append(Running(self.waiting.pop(), placement))
             yield self.running[-1]
 
     def _place(self, owner: Owner) -> Placement | None:
@@ -110,8 +157,7 @@ class Scheduler(Generic[Owner]):
 
     def end(self, owner: Owner) -> None:
         """A sequence is over, or given up."""
-        if owner in self.waiting:
-            self.waiting.remove(owner)
+        self.waiting.discard(owner)
         for running in self.running:
             if running.owner is owner:
                 self.slots.release(running.placement.slot)

@@ -16,19 +16,21 @@ _NO_SEED = -1
 def to_vllm(request: GenerationRequest, language: Language) -> SamplingParams:
     """What vLLM is to sample for `request`.
 
-    Texts and stop strings are worked out here from its tokens, as those of every engine are.
+    Texts and stop strings are worked out here from its tokens, as those of every engine are. vLLM has no `top_p` of 0,
+    which leaves the likeliest token, and no whole number of more than 64 bits.
 
     Raises:
         VLLMValidationError: vLLM does not take a value.
     """
     sampling = request.sampling
+    takes_likeliest = sampling.temperature < _GREEDY_BELOW or not sampling.top_p
     ends = () if sampling.ignore_eos else language.end_ids
     stop_ids = {token for token in (*ends, *sampling.stop_token_ids) if 0 <= token < language.vocab_size}
     return SamplingParams(
         max_tokens=max(1, sampling.max_tokens),
-        temperature=0 if sampling.temperature < _GREEDY_BELOW else sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
+        temperature=0 if takes_likeliest else sampling.temperature,
+        top_p=sampling.top_p or 1.0,
+        top_k=min(sampling.top_k, language.vocab_size),
         min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

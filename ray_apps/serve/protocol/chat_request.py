@@ -6,11 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import SamplingFields, Wire, neutral
+from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, SamplingFields, Wire, neutral
 from ray_apps.serve.protocol.messages import ChatMessage
-from ray_apps.serve.protocol.tools import NamedTool, Tool
-
-_MAX_TOOLS = 128
+from ray_apps.serve.protocol.tools import MAX_TOOLS, NamedTool, Tool
 
 
 def _read_choice(value: Any) -> str | None:
@@ -64,7 +62,7 @@ class ResponseFormat(Wire):
 class ChatCompletionRequest(SamplingFields):
     """What a client asks for."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Items[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     audio: Annotated[None, neutral()] = None
     function_call: Annotated[None, neutral("none", "auto")] = None
     functions: Annotated[None, neutral([])] = None
@@ -80,7 +78,7 @@ class ChatCompletionRequest(SamplingFields):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Annotated[None, neutral("none")] = None
-    tools: list[Tool] | None = Field(None, max_length=_MAX_TOOLS)
+    tools: Items[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = Field(None, validate_default=True)
     response_format: ResponseFormat | None = None
     safety_identifier: Any = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import MAX_ANSWERS, SamplingFields, check_unicode, neutral
+from ray_apps.serve.protocol.fields import MAX_ANSWERS, MAX_TOKEN_IDS, SamplingFields, check_unicode, neutral
 
 MAX_PROMPTS = 256
 _DEFAULT_TOKENS = 16
@@ -13,7 +13,7 @@ _DEFAULT_TOKENS = 16
 
 def read_prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
     """One text or list of ids, or a list of either, as texts or ids."""
-    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
+    if isinstance(value, str) or _holds_ids(value):
         value = [value]
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("invalid_type", "should be a string, a list of token ids, or a filled list of those")
@@ -25,12 +25,20 @@ def read_prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
 def _read_prompt(one: Any) -> str | tuple[int, ...]:
     if isinstance(one, str):
         return check_unicode(one)
-    if isinstance(one, list) and one and all(type(token) is int for token in one):
+    if _holds_ids(one):
         return tuple(one)
     raise PydanticCustomError("invalid_type", "should hold strings or filled lists of token ids")
 
 
-_TokenIds = Annotated[list[int], Field(min_length=1)]
+def _holds_ids(value: Any) -> bool:
+    if not isinstance(value, list) or not value or type(value[0]) is not int:
+        return False
+    if len(value) > MAX_TOKEN_IDS:
+        raise PydanticCustomError("invalid_value", f"should be at most {MAX_TOKEN_IDS} token ids")
+    return all(type(token) is int for token in value)
+
+
+_TokenIds = Annotated[list[int], Field(min_length=1, max_length=MAX_TOKEN_IDS)]
 _Several = Annotated[list[str | _TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],

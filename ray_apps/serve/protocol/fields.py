@@ -5,7 +5,7 @@ nothing (`neutral`). Anything else is refused: no request is answered as if it h
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 MAX_ANSWERS = 128
+MAX_MESSAGES = 4096
+"""Messages in a chat, and parts in a message."""
+MAX_TOKEN_IDS = 1_000_000
 _MAX_STOP_STRINGS = 4
+_MAX_STOP_CHARACTERS = 1000
 _MAX_STOP_TOKENS = 64
 _MAX_BIASES = 1024
 _MAX_BIAS = 100
@@ -54,7 +58,7 @@ def _as_token_ids(biases: Any) -> Any:
     if not isinstance(biases, dict):
         return biases
     if not all(re.fullmatch(_ID, token) for token in biases):
-        raise PydanticCustomError("invalid_type", "should map ids of tokens to biases")
+        raise PydanticCustomError("invalid_type", "should map ids of tokens, such as '50', to biases")
     return {int(token): bias for token, bias in biases.items()}
 
 
@@ -72,9 +76,12 @@ def neutral(*values: Any) -> PlainValidator:
     return PlainValidator(refuse_others, json_schema_input_type=described)
 
 
+Item = TypeVar("Item")
+Items = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which the first wrong item is told: to tell all of them takes a kilobyte for each."""
 Text = Annotated[str, AfterValidator(check_unicode)]
-StopString = Annotated[Text, Field(min_length=1)]
-StopStrings = StopString | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
+StopString = Annotated[Text, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
+StopStrings = StopString | Annotated[Items[StopString], Field(max_length=_MAX_STOP_STRINGS)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-_MAX_BIAS, le=_MAX_BIAS, allow_inf_nan=False)]
 _DescribedBiases = WithJsonSchema(
@@ -118,7 +125,7 @@ class SamplingFields(Wire):
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     presence_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[StopString], BeforeValidator(_as_list, json_schema_input_type=StopStrings)] = Field(
+    stop: Annotated[Items[StopString], BeforeValidator(_as_list, json_schema_input_type=StopStrings)] = Field(
         default=[], max_length=_MAX_STOP_STRINGS
     )
     stream: bool | None = None
@@ -130,8 +137,8 @@ class SamplingFields(Wire):
     # Not OpenAI's: those that other open servers have too.
     ignore_eos: bool | None = None
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
-    stop_token_ids: list[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, allow_inf_nan=False)
+    stop_token_ids: Items[int] | None = Field(None, max_length=_MAX_STOP_TOKENS)
     top_k: int | None = Field(None, ge=-1)
 
     @field_validator("stream_options")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import Text, Wire, neutral
-from ray_apps.serve.protocol.tools import ToolCall
+from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, Text, Wire, neutral
+from ray_apps.serve.protocol.tools import MAX_TOOLS, ToolCall
 
 
 def _as_parts(content: Any) -> Any:
@@ -25,16 +25,15 @@ class TextPart(Wire):
     text: Text
 
 
-Content = Annotated[
-    list[TextPart] | None, BeforeValidator(_as_parts, json_schema_input_type=Text | list[TextPart] | None)
-]
+_Parts = Annotated[Items[TextPart], Field(max_length=MAX_MESSAGES)]
+Content = Annotated[_Parts | None, BeforeValidator(_as_parts, json_schema_input_type=Text | _Parts | None)]
 
 
 class ChatMessage(Wire):
     """One message. `developer` is another word for `system`; a `tool` message is what a call gave."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_calls: Items[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: Text | None = Field(None, validate_default=True)
     content: Content = Field(None, validate_default=True)
     name: Text | None = None

@@ -3,9 +3,9 @@
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import Text, Wire
+from ray_apps.serve.protocol.fields import MAX_MESSAGES, MAX_TOKEN_IDS, Items, Text, Wire
 from ray_apps.serve.protocol.messages import ChatMessage
-from ray_apps.serve.protocol.tools import Tool
+from ray_apps.serve.protocol.tools import MAX_TOOLS, Tool
 
 
 class TokenizeRequest(Wire):
@@ -13,8 +13,8 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, validate_default=True)
-    tools: list[Tool] | None = None
+    messages: Items[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, validate_default=True)
+    tools: Items[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_special_tokens: bool | None = None
 
     @field_validator("messages")
@@ -37,7 +37,7 @@ class DetokenizeRequest(Wire):
     """Ids."""
 
     model: str | None = None
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: Items[int] = Field(max_length=MAX_TOKEN_IDS)
 
 
 class DetokenizeResponse(BaseModel):

@@ -87,6 +87,8 @@ class EngineContract:
             {"logit_bias": ((30, 4.0), (31, 4.0), (END, -100.0))},
             {"temperature": 1.0, "top_k": 1},
             {"temperature": 1.0, "top_p": 1e-6},
+            {"temperature": 1.0, "top_p": 0.0},
+            {"temperature": 1e-6, "top_k": 10**23},
             {"temperature": 1.0, "min_p": 1.0},
         ],
     )

@@ -1,3 +1,6 @@
+import sys
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +107,18 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back(text: str, stops
             return
         held = text[len(sent) : index]
         assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+@pytest.mark.parametrize(("stop", "text"), [("a" * 1000, "a" * 999 + "c"), ("ab" * 499 + "cc", "ab" * 520)])
+def test_the_work_grows_with_the_text_whatever_may_become_a_stop_string(stop: str, text: str) -> None:
+    detokenizer, calls = Detokenizer(BYTES, [stop]), Counter[str]()
+    sys.setprofile(lambda frame, event, argument: calls.update([event]))
+    try:
+        for token in text.encode():
+            detokenizer.push(token)
+    finally:
+        sys.setprofile(None)
+    assert calls["c_call"] < 20 * len(text)
 
 
 def test_special_tokens_give_no_text() -> None:

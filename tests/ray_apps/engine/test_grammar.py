@@ -9,7 +9,7 @@ import torch
 from data_prep.tokenizer import load_tokenizer
 from ray_apps.engine.grammar import MAX_SCHEMA_CHARACTERS, Grammars
 from ray_apps.engine.native.sampling import Sampler
-from ray_apps.engine.protocol import SamplingParams
+from ray_apps.engine.protocol import SamplingError, SamplingParams
 
 PERSON = {
     "type": "object",
@@ -17,6 +17,10 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+
+
+def with_properties(number: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{index}": {"type": "string"} for index in range(number)}}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +55,28 @@ def test_whatever_a_model_says_follows_the_schema(grammars: Grammars, tokenizer:
         ('{"type": "wizard"}', "wizard"),
         ('{"$ref": "https://example.com/schema.json"}', "."),
         (json.dumps({"enum": ["x" * MAX_SCHEMA_CHARACTERS]}), f"valid: up to {MAX_SCHEMA_CHARACTERS}"),
+        (json.dumps(with_properties(3000)), "more work than the limits allow: .*items"),
     ],
 )
 def test_what_is_no_schema_is_told(grammars: Grammars, schema: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         grammars.compile(schema)
+
+
+def test_an_object_may_have_two_thousand_properties(grammars: Grammars, tokenizer: Any) -> None:
+    grammar = grammars.compile(json.dumps(with_properties(2000)))
+    for token in tokenizer('{"p1999":"', add_special_tokens=False).input_ids:
+        assert grammar.apply(torch.zeros(len(tokenizer)))[token] == 0
+        grammar.accept(token)
+
+
+def test_a_limit_that_is_reached_within_an_answer_says_so(grammars: Grammars, tokenizer: Any) -> None:
+    grammar = grammars.compile(json.dumps({"type": "array", "items": with_properties(3000)}))
+    bracket, brace = tokenizer("[{", add_special_tokens=False).input_ids
+    grammar.accept(bracket)
+    with pytest.raises(SamplingError, match="more work than the limits allow") as caught:
+        grammar.accept(brace)
+    assert caught.value.param == "response_format"
 
 
 def test_a_schema_that_is_nested_deeply_ends_no_process(grammars: Grammars) -> None:

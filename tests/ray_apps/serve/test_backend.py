@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_apps.engine.fake import FakeEngine
-from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingParams, TokenDelta
+from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingError, SamplingParams, TokenDelta
 from ray_apps.serve.backend import EngineBackend, answer_budget
 from ray_apps.serve.errors import ApiError
 from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, Prompt, TextPrompt, TokenizeJob
@@ -56,6 +56,7 @@ async def test_several_answers_have_seeds_of_their_own() -> None:
     assert sorted(delta.index for delta in deltas) == [0, 1, 2]
     assert [request.sampling.seed for request in engine.asked] == [2**63 - 1, -(2**63), -(2**63) + 1]
     assert {request.sampling.max_tokens for request in engine.asked} == {1}
+    assert {request.group for request in engine.asked} == {"id"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,19 @@ async def test_a_failing_engine_is_told_without_its_reason() -> None:
         await anext(deltas)
     assert caught.value.failure.status == 500
     assert "told to fail" not in caught.value.failure.message
+
+
+@pytest.mark.parametrize("num_answers", [1, 2])
+async def test_what_an_engine_will_not_sample_is_a_400_also_once_it_has_begun(num_answers: int) -> None:
+    class Refusing(FakeEngine):
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+            yield TokenDelta("a", (97,))
+            raise SamplingError("response_format", "too much work")
+
+    job = Job("id", (ChatPrompt(({"role": "user", "content": "ab"},)),), num_answers=num_answers)
+    with pytest.raises(ApiError, match="response_format: too much work") as caught:
+        [delta async for delta in EngineBackend(Refusing()).generate(job)]
+    assert (caught.value.failure.status, caught.value.failure.param) == (400, "response_format")
 
 
 async def test_prompts_of_one_job_are_answered_side_by_side_and_told_apart() -> None:

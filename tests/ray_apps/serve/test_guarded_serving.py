@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[3]
 KEY = "sk-test-0123456789"
 CHAT = "/v1/chat/completions"
-LIMITS = {"max_body_bytes": 2_000_000, "body_timeout_s": 3}
+LIMITS = {"max_body_bytes": 8_000_000, "body_timeout_s": 3}
 
 
 def impatient() -> list[Middleware]:
@@ -50,7 +50,7 @@ def url(log: Path) -> Iterator[str]:
         fields = {
             "engine": "fake",
             "model_name": "fake",
-            "max_model_len": 4_000_000,
+            "max_model_len": 8_000_000,
             "max_ongoing_requests": 4,
             "limits": json.dumps(LIMITS),
             "logging.requests": str(log),
@@ -133,6 +133,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_what_the_limits_allow_gets_there_and_back(url: str, client: openai.OpenAI) -> None:
+    text = "long " * 1_200_000
+    told = client.chat.completions.create(**ask(text, max_tokens=9)).choices[0].message.content
+    assert told == "long long"
+    body, headers = {"model": "fake", "prompt": text[:3_000_000]}, {"Authorization": f"Bearer {KEY}"}
+    tokens = httpx.post(f"{url}/tokenize", json=body, headers=headers, timeout=60).json()
+    assert (tokens["count"], len(tokens["tokens"])) == (3_000_000, 3_000_000)
 
 
 def test_no_path_is_open_without_a_key(url: str) -> None:

@@ -117,10 +117,14 @@ async def test_web_pages_may_ask_only_where_they_are_named(ask: Ask) -> None:
     named = Security(cors_origins=["https://chat.example.org"])
     async with Endpoint(security=named).client() as client:
         opened = await client.options(CHAT, headers=preflight)
+        named_headers = "authorization, content-type, x-request-id, x-request-timeout, x-session-id"
+        asking = {**preflight, "Access-Control-Request-Headers": named_headers}
+        with_headers = await client.options(CHAT, headers=asking)
         other = await client.options(CHAT, headers={**preflight, "Origin": "https://evil.example.org"})
         answered = await client.post(CHAT, json=ask(), headers={**origin, **ANN})
         refused = await client.post(CHAT, json=ask(), headers=origin)
     assert opened.headers["access-control-allow-origin"] == "https://chat.example.org"
+    assert with_headers.status_code == 200
     assert "access-control-allow-origin" not in other.headers
     assert answered.headers["access-control-allow-origin"] == "https://chat.example.org"
     assert (answered.status_code, refused.status_code) == (200, 401)

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from ray_apps.serve.routing import ServedModel
 from tests.ray_apps.serve.conftest import Client
 
 USER = {"role": "user", "content": "hi"}
+WRONG = {"x-request-timeout": "soon"}
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
@@ -60,3 +62,18 @@ async def test_of_several_models_one_is_to_be_named() -> None:
     assert unnamed.json()["error"]["param"] == "model"
     assert "valid: a, b" in unnamed.json()["error"]["message"]
     assert named.status_code == 200
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})])
+async def test_when_the_time_is_up_it_is_told(path: str, body: dict[str, Any]) -> None:
+    class Stuck(EngineBackend):
+        async def tokenize(self, job: Any) -> Any:
+            await asyncio.Event().wait()
+
+        async def detokenize(self, token_ids: Any) -> Any:
+            await asyncio.Event().wait()
+
+    for limit_s, headers, status in ((0.01, {}, 504), (60, {"x-request-timeout": "0.01"}, 504), (60, WRONG, 400)):
+        api = create_api([ServedModel("m", Stuck(FakeEngine()), request_timeout_s=limit_s)])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            assert (await client.post(path, json=body, headers=headers)).status_code == status

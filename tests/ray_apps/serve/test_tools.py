@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 from pydantic import ConfigDict, create_model
@@ -31,6 +33,7 @@ CITY = {"enum": ["Köln", "Bonn"]}
 PARAMETERS = {"type": "object", "properties": {"city": CITY}, "required": ["city"], "additionalProperties": False}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 TIME = {"type": "function", "function": {"name": "time"}}
+NESTED = {"type": "object", "properties": {"city": {"minLength": "long"}}}
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -41,6 +44,11 @@ def completions(client: httpx.AsyncClient) -> Any:
 
 def messages(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+def called(arguments: str) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
 
 
 async def test_a_call_in_an_answer_is_told_as_one(api_client: Client) -> None:
@@ -77,6 +85,7 @@ async def test_what_a_call_gave_goes_back_to_the_model(api_client: Client) -> No
     ("fields", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "wizard"}}}]}, "tools[0]"),
+        ({"tools": [TIME, {"type": "function", "function": {"name": "a", "parameters": NESTED}}]}, "tools[1]"),
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
@@ -84,6 +93,7 @@ async def test_what_a_call_gave_goes_back_to_the_model(api_client: Client) -> No
         ({"tools": [TIME], "tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [*messages("q"), {"role": "tool", "content": "rain"}]}, "messages[1].tool_call_id"),
+        ({"messages": [*messages("q"), called("[" * 100_000)]}, "messages[1].tool_calls[0].function.arguments"),
     ],
 )
 async def test_wrong_tools_are_refused_by_name(
@@ -93,6 +103,19 @@ async def test_wrong_tools_are_refused_by_name(
         response = await client.post("/v1/chat/completions", json={**ask(), **fields})
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith(param)
+
+
+async def test_schemas_are_looked_at_beside_the_event_loop(
+    api_client: Client, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    monkeypatch.setattr(Draft202012Validator, "check_schema", lambda schema: threads.add(threading.get_ident()))
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        assert (await client.post("/v1/chat/completions", json=ask(tools=[WEATHER]))).status_code == 200
+        asked = {"messages": messages("q"), "tools": [WEATHER]}
+        assert (await client.post("/tokenize", json=asked)).status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_a_model_without_tools_refuses_them(api_client: Client, ask: Ask) -> None:

@@ -18,11 +18,13 @@ from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.forward import SlotModel, fitting_slots
 from ray_apps.engine.native.loading import LoadedModel, load_model
+from ray_apps.engine.native.sampling import Choice, Sampler
 from ray_apps.engine.protocol import (
     EngineError,
     EngineStats,
     EngineStoppedError,
     GenerationRequest,
+    SamplingError,
     SamplingParams,
     TokenDelta,
     UnsupportedError,
@@ -189,6 +191,26 @@ async def test_requests_are_answered_side_by_side(engine: NativeEngine, paused: 
     assert finished == [3, 2, 1, 0]
 
 
+async def test_a_request_with_many_answers_does_not_stand_before_another(
+    loaded: LoadedModel, paused: Callable[[], None]
+) -> None:
+    engine = NativeEngine(loaded, max_num_seqs=1)
+    ended: list[str] = []
+
+    async def ask(group: str) -> None:
+        await answer(engine, replace(request(engine, 2), group=group))
+        ended.append(group)
+
+    try:
+        tasks = [asyncio.create_task(ask(group)) for group in ("many",) * 5 + ("one",)]
+        await asyncio.sleep(0)
+        paused()
+        await asyncio.gather(*tasks)
+    finally:
+        engine.shutdown()
+    assert ended.index("one") <= 2
+
+
 async def test_what_was_read_for_one_turn_is_not_read_again_for_the_next(engine: NativeEngine) -> None:
     asked = request(engine)
     first = await answer(engine, asked)
@@ -243,6 +265,41 @@ async def test_a_failed_request_leaves_the_engine_running(
     assert "secret" not in str(caught.value)
     await engine.check_health()
     assert await answer(engine, request(engine, max_tokens=1))
+
+
+async def test_a_sampler_that_fails_fails_its_own_request_alone(
+    engine: NativeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Sampler.choose
+
+    def fail_with_seed_1(sampler: Sampler, logits: torch.Tensor) -> Choice:
+        if sampler.sampling.seed == 1:
+            raise RuntimeError("secret detail")
+        return choose(sampler, logits)
+
+    monkeypatch.setattr(Sampler, "choose", fail_with_seed_1)
+    seeds = (0, 1, 2)
+    asked = [request(engine, temperature=1.0, seed=seed, ignore_eos=True) for seed in seeds]
+    told = await asyncio.gather(*(answer(engine, one) for one in asked), return_exceptions=True)
+    failed = told.pop(1)
+    assert isinstance(failed, EngineError)
+    assert str(failed) == "generation failed: RuntimeError"
+    assert [len(ids(deltas)) for deltas in told if isinstance(deltas, list)] == [20, 20]
+
+
+async def test_a_schema_that_takes_too_much_fails_its_own_request_and_says_so(engine: NativeEngine) -> None:
+    wide = {"type": "object", "properties": {f"p{index}": {} for index in range(3000)}}
+    schema = json.dumps({"type": "array", "items": wide, "minItems": 1})
+    likely = tuple((token, 100.0) for token in engine.encode_text("[{", add_special_tokens=False))
+    told = await asyncio.gather(
+        answer(engine, request(engine, 200, json_schema=schema, logit_bias=likely)),
+        answer(engine, request(engine, ignore_eos=True)),
+        return_exceptions=True,
+    )
+    assert isinstance(told[0], SamplingError)
+    assert "more work than the limits allow" in str(told[0])
+    assert isinstance(told[1], list)
+    assert len(ids(told[1])) == 20
 
 
 async def test_shutdown_ends_what_runs_and_what_waits(loaded: LoadedModel, paused: Callable[[], None]) -> None:

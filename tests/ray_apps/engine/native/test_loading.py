@@ -1,4 +1,6 @@
 import asyncio
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from data_prep.errors import ConfigError
+from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.loading import load_model
@@ -49,3 +51,33 @@ def test_a_quantised_model_answers_as_transformers_has_it(tiny_model_dir: Path, 
 def test_layers_are_spread_over_several_gpus_alone(tiny_model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"args\.device_map: 'auto' is for several GPUs; here are 0"):
         build_engine("native", str(tiny_model_dir), device="cpu", device_map="auto")
+
+
+def with_code(model: Path, directory: Path, mark: Path, **config: Any) -> Path:
+    """The model with code of its own, which leaves a mark wherever it is run."""
+    shutil.copytree(model, directory)
+    (directory / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    kinds = {kind: f"own.{kind}" for kind in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")}
+    changes = {
+        "config.json": {"auto_map": kinds, **config},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["own.Slow", "own.Fast"]}, **config},
+    }
+    for name, fields in changes.items():
+        path = directory / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return directory
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "own"}, {"model_type": "own", "tokenizer_class": "Own"}])
+def test_code_that_comes_with_a_model_is_never_run_whatever_is_answered(
+    tiny_model_dir: Path, tmp_path: Path, config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")  # transformers asks a person
+    mark = tmp_path / "mark"
+    model = with_code(tiny_model_dir, tmp_path / "model", mark, **config)
+    if config:
+        with pytest.raises(ModelError):
+            load(model)
+    else:
+        assert type(load(model).model).__module__.startswith("transformers.")
+    assert not mark.exists()

@@ -125,3 +125,36 @@ def test_log_probabilities_are_those_of_the_model_itself() -> None:
     none_of_the_likeliest = sampler(logprobs=0).choose(torch.zeros(4)).logprob
     assert none_of_the_likeliest is not None
     assert none_of_the_likeliest.likeliest == ()
+
+
+@given(
+    temperature=st.sampled_from([1e-5, 1e-4, 1.0, 2.0]),
+    repetition_penalty=st.sampled_from([0.01, 10.0]),
+    penalty=st.sampled_from([-2.0, 2.0]),
+    bias=st.sampled_from([-100.0, 100.0]),
+    top_p=st.sampled_from([0.0, 1e-300, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-300, 1.0]),
+    size=st.sampled_from([1e-30, 1.0, 1e4]),
+)
+def test_a_token_is_drawn_at_every_extreme_that_the_api_admits(
+    temperature: float,
+    repetition_penalty: float,
+    penalty: float,
+    bias: float,
+    top_p: float,
+    min_p: float,
+    size: float,
+) -> None:
+    sampling = SamplingParams(
+        max_tokens=1,
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        presence_penalty=penalty,
+        frequency_penalty=penalty,
+        repetition_penalty=repetition_penalty,
+        logit_bias=((0, bias), (1, bias)),
+    )
+    sampler = Sampler(sampling, (0, 2), CPU)
+    for _ in range(5):
+        assert 0 <= sampler.choose(size * torch.tensor([1.0, -1.0, 0.5, -0.5])).token < 4

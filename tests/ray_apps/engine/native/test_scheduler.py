@@ -12,11 +12,16 @@ class Asked:
     left: int = 1
     reuses: bool = True
     kind: object = None
+    group: object = None
+
+    def __post_init__(self) -> None:
+        self.group = self.group or self
 
 
 def scheduler(num_slots: int, *owners: Asked, prefill_tokens: int = 10) -> Scheduler[Asked]:
     made: Scheduler[Asked] = Scheduler(num_slots, prefill_tokens)
-    made.waiting.extend(owners)
+    for owner in owners:
+        made.waiting.append(owner)
     return made
 
 
@@ -49,6 +54,19 @@ def test_those_who_wait_get_slots_in_the_order_they_came() -> None:
     work = scheduler(2, *asked)
     order = [owner for _ in range(9) for owner, _ in step(work)]
     assert [owner.ids[0] for owner in order] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert not work.has_work
+
+
+def test_a_request_with_many_answers_takes_turns_with_others() -> None:
+    many = [Asked([number, number], group="many") for number in range(5)]
+    few = [Asked([number, number], group="few") for number in range(10, 12)]
+    work = scheduler(1, *many)
+    assert step(work) == [(many[0], 2)]
+    for owner in (*few, alone := Asked([20, 20])):
+        work.waiting.append(owner)
+    work.end(many[2])
+    order = [owner for _ in range(6) for owner, _ in step(work)]
+    assert order == [many[1], few[0], alone, many[3], few[1], many[4]]
     assert not work.has_work
 
 
