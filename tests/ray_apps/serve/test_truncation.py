@@ -40,7 +40,9 @@ def test_as_few_rounds_go_as_it_takes(messages: list[dict[str, str]], room: int)
         others = [one for one in kept if one["role"] != "system"]
         spoken = [one for one in messages if one["role"] != "system"]
         begun = len(spoken) - len(others)
-        before = max(number for number in range(begun) if spoken[number]["role"] == "user" or number == 0)
+        # What comes before the first user belongs to the first round.
+        starts = [0, *[number for number, one in enumerate(spoken) if one["role"] == "user"][1:]]
+        before = max(number for number in starts if number < begun)
         assert size(kept) + size(spoken[before:begun]) > room
 
 
