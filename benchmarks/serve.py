@@ -112,7 +112,11 @@ def visit(server: Server, prompts: Prompts, points: Sequence[Point], seen: Measu
         asyncio.run(drive(server.url, bodies(server, prompts, (50, 2))))
         for point in points:
             before = up.cpu_s()
-            load = asyncio.run(drive(server.url, bodies(server, prompts, point)))
+            try:
+                load = asyncio.run(drive(server.url, bodies(server, prompts, point)))
+            except (OSError, EOFError, RuntimeError) as error:
+                print(f"  {describe(point)}: broke off, so there is no figure: {error!r}"[:300], flush=True)
+                continue
             seen.loads.setdefault(point, []).append(load)
             if point == CPU_POINT:
                 seen.cpu_s += up.cpu_s() - before

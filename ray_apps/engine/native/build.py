@@ -9,6 +9,7 @@ import torch
 from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.loading import load_model, placement, read_config
+from ray_apps.engine.native.packing import pack
 from ray_apps.engine.native.shards import ProcessShards, StartShards, load_sharded
 from ray_apps.model_dir import local_model_dir
 from ray_apps.models import choose_device
@@ -53,7 +54,9 @@ def build_native(
     )
     limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_loaded_adapters": max_loaded_adapters}
     if tensor_parallel_size == 1:
-        return NativeEngine(load(), adapters=adapters, **limits)
+        loaded = load()
+        pack(loaded.model)
+        return NativeEngine(loaded, adapters=adapters, **limits)
     if adapters:
         raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
     config = read_config(local_model_dir(model))  # looked at before other processes start
