@@ -95,7 +95,7 @@ def join(place: Place, device: str) -> dist.ProcessGroup:
         world_size=place.size,
         timeout=timedelta(seconds=LOADING_S),
     )
-    # Nothing may be told for days; but who tells waits for no one that long.
+    # Nothing may be told for days; who tells waits until the others listen, the first time until they are loaded.
     group = dist.new_group(backend="gloo", timeout=timedelta(days=365) if place.rank else timedelta(seconds=LOADING_S))
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -119,10 +119,13 @@ def _hear(group: dist.ProcessGroup) -> Any:
     return told[0]
 
 
-def _expect_answers() -> None:
-    """All have the model; from now on nobody is waited for that long. Groups of transformers' have their own clocks."""
+def _expect_answers(*groups: dist.ProcessGroup) -> None:
+    """All have the model; from now on nobody is waited for that long, in `groups` neither.
+
+    Groups of transformers' have their own clocks.
+    """
     for group in dist.distributed_c10d._world.pg_map:
-        if group.group_desc == "default_pg" or group.group_desc.startswith("mesh_"):
+        if group in groups or group.group_desc == "default_pg" or group.group_desc.startswith("mesh_"):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=COLLECTIVE_S), group)
 
 
@@ -138,7 +141,7 @@ class ShardedModel(SlotModel):
         super().__init__(model, num_slots, max_len)
         self._told, self._shards = told, shards
         self._tell(num_slots)
-        _expect_answers()
+        _expect_answers(told)
 
     def _tell(self, what: Any) -> None:
         dist.broadcast_object_list([what], src=0, group=self._told)

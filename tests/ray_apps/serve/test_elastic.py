@@ -68,12 +68,11 @@ class TestOnOneMachine:
     def test_a_model_sleeps_until_it_is_asked(self) -> None:
         with serving(Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
             assert endpoint.replica_states() == {}
-            for _ in range(2):
-                assert endpoint.client.get("/health").json() == {"status": "ok", "models": {"asleep": 1}}
-                assert endpoint.client.get("/v1/models/m").json()["state"] == "asleep"
-                assert endpoint.ask("good morning").text == "good morning"
-                assert endpoint.client.get("/v1/models/m").json()["state"] == "ready"
-                wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
+            assert endpoint.client.get("/health").json() == {"status": "ok", "models": {"asleep": 1}}
+            assert endpoint.client.get("/v1/models/m").json()["state"] == "asleep"
+            assert endpoint.ask("good morning").text == "good morning"
+            assert endpoint.client.get("/v1/models/m").json()["state"] == "ready"
+            wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
 
     @pytest.mark.parametrize("num_replicas", [pytest.param(1, marks=pytest.mark.soak), 2])
     def test_no_request_fails_while_a_model_is_updated(self, num_replicas: int) -> None:
