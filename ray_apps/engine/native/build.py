@@ -1,6 +1,7 @@
 """Building the native engine: the model in this process, or divided among several."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from data_prep.errors import ConfigError
 from ray_apps.engine.native.engine import NativeEngine
-from ray_apps.engine.native.loading import load_model, placement, read_config
+from ray_apps.engine.native.loading import LoadedModel, load_model, placement, read_config
 from ray_apps.engine.native.packing import pack
 from ray_apps.engine.native.shards import ProcessShards, StartShards, load_sharded
 from ray_apps.model_dir import local_model_dir
@@ -54,8 +55,10 @@ def build_native(
     )
     limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_loaded_adapters": max_loaded_adapters}
     if tensor_parallel_size == 1:
-        loaded = load()
-        pack(loaded.model)
+        # OpenMP gives each thread that computes helpers of its own, and once they are more than the cores all of them
+        # sleep between two products. So the thread that loads ends before that which infers begins.
+        with ThreadPoolExecutor(1) as loading:
+            loaded = loading.submit(_load_packed, load).result()
         return NativeEngine(loaded, adapters=adapters, **limits)
     if adapters:
         raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
@@ -65,6 +68,12 @@ def build_native(
     start = _starter(shards_are_actors, kind, num_threads)
     loaded, make_model = load_sharded(load, model, tensor_parallel_size, start, kind)
     return NativeEngine(loaded, make_model=make_model, **limits)
+
+
+def _load_packed(load: Callable[[], LoadedModel]) -> LoadedModel:
+    loaded = load()
+    pack(loaded.model)
+    return loaded
 
 
 def _starter(shards_are_actors: bool, device: str, num_threads: int) -> StartShards:
