@@ -18,6 +18,7 @@ from ray_apps.engine.protocol import (
     TokenLogprob,
     UnsupportedError,
 )
+from ray_apps.machine import usable_cpus
 from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed, unavailable
 from ray_apps.serve.gathering import gathered
 from ray_apps.serve.jobs import (
@@ -39,10 +40,12 @@ from ray_apps.serve.tools import call_format
 from ray_apps.serve.truncation import Messages, answer_room, shortest_cut
 from ray_apps.serve.work import Watch, Work
 
-STREAM_INTERVAL_S = 0.1
+STREAM_INTERVAL_S = 0.2
 
-_PIECE_S = 0.006
-"""Between two pieces of all streams together: what it takes of a core to send one."""
+_PIECE_S = 0.0025
+"""Of a core, to send one piece to its client."""
+_SENDING_SHARE = 0.1
+"""Of all cores, for pieces of streams: where they also run the model, what they take is taken from it."""
 
 
 class EngineBackend:
@@ -58,6 +61,7 @@ class EngineBackend:
         self._truncate = truncate
         self._stream_interval_s = stream_interval_s
         self._num_streams = 0
+        self._pause_for_each_s = _PIECE_S / (_SENDING_SHARE * usable_cpus())
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Yield the answers to `job`."""
@@ -113,8 +117,8 @@ class EngineBackend:
             self._num_streams -= job.streams
 
     def _pause_s(self) -> float:
-        """Between two pieces of a stream: none to speak of where there are few."""
-        return min(self._stream_interval_s, _PIECE_S * self._num_streams)
+        """Between two pieces of a stream: none to speak of where there are few for this machine."""
+        return min(self._stream_interval_s, self._pause_for_each_s * self._num_streams)
 
     async def embed(self, job: EmbeddingJob) -> Embeddings:
         """Embed the texts, side by side with whatever else the engine does."""

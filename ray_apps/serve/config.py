@@ -70,7 +70,7 @@ class ModelArgs(Settings):
     """Answers that may wait beyond those that all replicas work on; requests for further ones get a 429 at once."""
     queue_timeout_s: float | None = Field(None, gt=0)
     """Seconds a request may wait for a replica before it gets a 503; by default as long as it may take in all."""
-    stream_interval_s: float = Field(0.1, ge=0)
+    stream_interval_s: float = Field(0.2, ge=0)
     """Where many streams are written, the longest that tokens wait to be sent together; 0: each is sent at once."""
     request_timeout_s: float | None = Field(600, gt=0)
     """Seconds a request may take in all, its wait included; a client may ask for less by `X-Request-Timeout`."""

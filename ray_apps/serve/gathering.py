@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import chain
 from typing import TypeVar
 
@@ -16,19 +16,23 @@ Answers = Sequence[AsyncGenerator[TokenDelta, None]]
 async def gathered(answers: Answers, pause_s: Callable[[], float] | None) -> Pieces:
     """The pieces of `answers` as they come, with the number of the answer. All end when one fails.
 
-    After some have been told, `pause_s()` passes before the next: what came of one answer meanwhile is one piece. None:
-    every answer is one piece, told when all are over.
+    After some have been told, `pause_s()` passes before the next, or less if an answer ends: what came of one answer
+    meanwhile is one piece. None: every answer is one piece, told when all are over.
     """
     ready: asyncio.Queue[tuple[int, TokenDelta | Exception | None]] = asyncio.Queue()
+    has_ended = asyncio.Event()
 
     async def pass_on(index: int) -> None:
         try:
             async with aclosing(answers[index]) as deltas:
                 async for delta in deltas:
                     ready.put_nowait((index, delta))
+                    if delta.finish_reason:
+                        has_ended.set()
             ready.put_nowait((index, None))
         except Exception as error:
             ready.put_nowait((index, error))
+            has_ended.set()
 
     tasks = [asyncio.create_task(pass_on(index)) for index in range(len(answers))]
     unfinished = set(range(len(answers)))
@@ -36,6 +40,7 @@ async def gathered(answers: Answers, pause_s: Callable[[], float] | None) -> Pie
     failure: Exception | None = None
     try:
         while unfinished:
+            has_ended.clear()
             for index, piece in await _everything(ready):
                 if isinstance(piece, TokenDelta):
                     held.setdefault(index, []).append(piece)
@@ -51,7 +56,9 @@ async def gathered(answers: Answers, pause_s: Callable[[], float] | None) -> Pie
             if failure:
                 raise failure
             if pause_s is not None and unfinished:
-                await asyncio.sleep(pause_s())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s()):
+                        await has_ended.wait()
     finally:
         for task in tasks:
             task.cancel()

@@ -38,7 +38,7 @@ async def test_an_answer_has_the_shape_that_openai_documents(api_client: Client,
 
 
 async def test_a_stream_opens_with_a_role_and_ends_with_a_reason(api_client: Client, ask: Ask) -> None:
-    async with api_client(FakeEngine(pause_s=0.02)) as client:
+    async with api_client(FakeEngine(pause_s=0.04)) as client:
         response = await client.post(CHAT, json=ask("né🙂", stream=True))
     assert response.headers["content-type"].startswith("text/event-stream")
     told = chunks(response)
@@ -72,7 +72,7 @@ async def test_load_generators_get_the_counts_so_far_in_every_chunk(
 ) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {key: value for key, value in {**ask(), **asked}.items() if value is not None}
-    async with api_client(FakeEngine(pause_s=0.02)) as client:
+    async with api_client(FakeEngine(pause_s=0.04)) as client:
         told = chunks(await client.post(path, json={**body, "stream": True, "stream_options": options}))
         plain = chunks(
             await client.post(path, json={**body, "stream": True, "stream_options": {**options, "include_usage": None}})

@@ -36,6 +36,12 @@ async def test_what_came_in_a_pause_is_one_piece_and_the_first_waits_for_nothing
     assert (told[1].token_ids, told[1].finish_reason) == ((98, 99, 100), "length")
 
 
+async def test_an_end_waits_for_nothing() -> None:
+    async with asyncio.timeout(10):
+        told = [delta async for _, delta in gathered([answer("abc", pause_s=0.001)], lambda: 60.0)]
+    assert [delta.text for delta in told] == ["a", "bc"]
+
+
 async def test_a_whole_answer_is_one_piece() -> None:
     told = [piece async for piece in gathered([answer("abc", pause_s=0.001), answer("d")], None)]
     assert sorted((index, delta.text) for index, delta in told) == [(0, "abc"), (1, "d")]
