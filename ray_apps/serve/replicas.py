@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -78,7 +77,8 @@ class ReplicaBackend:
     """Does jobs with whichever replica has room. There is one of these per model, so its limits are the model's."""
 
     def __init__(self, replicas: DeploymentHandle[Any], limits: QueueLimits) -> None:
-        self._replicas = replicas.options(stream=True)
+        # By Ray's own way, whatever else of Serve talks by gRPC: it knows at once when a node is lost.
+        self._replicas = replicas.options(stream=True, _by_reference=True)
         self._limits = limits
         self._census = Census(replicas.app_name, replicas.deployment_name)
         self._admission = Admission()
@@ -173,10 +173,10 @@ class ReplicaBackend:
         except RayTaskError:
             logger.exception("request %s failed in its replica", current_request().request_id)
             raise generation_failed() from None
-        except (RayError, RayServeException, AioRpcError) as error:
+        except (RayError, RayServeException) as error:
             raise ReplicaLostError(type(error).__name__) from None
         except (asyncio.CancelledError, GeneratorExit):
-            items.cancel()
+            _give_up(items)
             raise
 
     async def _wait_for_turn(self, items: Any) -> None:
@@ -186,13 +186,21 @@ class ReplicaBackend:
             async with asyncio.timeout(self._limits.timeout_s):
                 started = await anext(items)
         except TimeoutError:
-            items.cancel()
+            _give_up(items)
             raise queued_too_long() from None
         finally:
             self.num_waiting -= 1
         assert isinstance(started, Started)
         record = current_request()
         record.queue_s = record.elapsed_s
+
+
+def _give_up(items: Any) -> None:
+    """Cancel a call. Serve leaves one alone that a replica took on a moment ago and nobody has looked at since."""
+    items.cancel()
+    taken = getattr(items, "_replica_result_future", None)
+    if taken is not None and taken.done() and not taken.cancelled() and taken.exception() is None:
+        taken.result().cancel()
 
 
 async def _whole(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

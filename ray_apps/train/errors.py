@@ -24,7 +24,7 @@ class SameErrorAgain(WouldFailAgain):
 
 
 class SavesFailed(WouldFailAgain):
-    """No checkpoint could be saved, several times in a row or at the end."""
+    """No checkpoint could be saved, several times in a row."""
 
 
 class TakenOver(WouldFailAgain):

@@ -140,7 +140,7 @@ def _train(config: TrainConfig, writer: str, device: torch.device, outside: Outs
     if changed := _changed_devices(run, places["devices"]):
         metrics.event("warning", message=f"the run goes on with other devices than before: {changed}")
     metrics.event("start", step=state.step, num_steps=num_steps, **places, **spent, attention=attention)
-    keeper = Keeper(config, writer, strategy, metrics, outside, num_steps)
+    keeper = Keeper(config, writer, strategy, metrics, outside, num_steps, on_try=watchdog.progress)
     ended = "finish"
     with _recorded(metrics, keeper), stop_signal() as stop:
         for step in range(state.step, num_steps):

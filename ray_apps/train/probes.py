@@ -81,6 +81,7 @@ def mixes_chats(model: PreTrainedModel) -> str | None:
     ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
     borders = torch.zeros(3, dtype=torch.int32, device=model.device)
     told = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 2, "max_length_k": 2}
+    _fix_rotations(model)
     try:
         mask = torch.ones(1, 4, dtype=torch.long)  # with data: some look whether a token is masked
         body(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False, **told)
@@ -95,3 +96,18 @@ def mixes_chats(model: PreTrainedModel) -> str | None:
         if len(calls) < len(body.layers):
             return "have tokens mixed by something else than attention"
     return next((found for found in calls if found is not None), None)
+
+
+def _fix_rotations(model: PreTrainedModel) -> None:
+    """Have those of any length be those of the context, so that none looks at how long its data is."""
+    module: Any
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {layers: _fixed(kind) for layers, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _fixed(kinds)
+
+
+def _fixed(kind: str) -> str:
+    return "default" if "dynamic" in kind else kind

@@ -63,7 +63,9 @@ class Keeper:
         metrics: MetricsWriter,
         outside: Outside,
         num_steps: int,
+        on_try: Callable[[int], object] = lambda step: None,
     ) -> None:
+        self._on_try = on_try
         self._settings = config.checkpoint
         self._policy = SavePolicy(config.checkpoint, num_steps)
         self._run = RunDir(config.run_dir)
@@ -217,13 +219,20 @@ class Keeper:
             self._start_save(state, measures, eval_loss)
 
     def _save_last(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
-        """Have a complete checkpoint before the run ends: a save that fails is tried again, not made up for later."""
+        """Have a complete checkpoint before the run ends: a save that fails is tried again, not made up for later.
+
+        It has as many tries as if none had failed before.
+        """
+        self._num_failed = 0
         self.settle()
+        is_again = False
         while self._complete_step != state.step:
-            if self._num_failed:
+            if is_again:
                 time.sleep(SAVE_AGAIN_S)
             self._start_save(state, measures, eval_loss)
             self.settle()
+            self._on_try(state.step)
+            is_again = True
 
     def _start_save(self, state: TrainState, measures: dict[str, Any], eval_loss: float | None) -> None:
         waited = time.monotonic()

@@ -16,9 +16,10 @@ _TOKENS = 16
 def pack(model: nn.Module) -> int:
     """Pack every plain linear layer of `model` that is in bf16 on a CPU that has products of it; returns how many.
 
-    A packed layer keeps no weight of its own: nothing but its `forward` can be used.
+    A packed layer keeps no weight of its own: nothing but its `forward` can be used. Packed weights are this process's
+    alone, where those of a file are shared by all that read it; an embedding that is a last layer too is there twice.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not can_pack():
         return 0
     layers = [module for module in model.modules() if type(module) is nn.Linear and _is_packable(module.weight)]
     for layer in layers:
@@ -27,6 +28,11 @@ def pack(model: nn.Module) -> int:
         layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         setattr(layer, "forward", partial(_product, packed=packed, bias=bias))  # noqa: B010 - what mypy takes for a method
     return len(layers)
+
+
+def can_pack() -> bool:
+    """Whether this torch has oneDNN, and this CPU its products of bf16."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_packable(weight: torch.Tensor) -> bool:

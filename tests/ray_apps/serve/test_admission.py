@@ -1,4 +1,4 @@
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,33 +10,32 @@ from ray_apps.serve.jobs import Delta, Job, Started, TextPrompt
 from ray_apps.serve.replicas import QueueLimits, ReplicaBackend
 
 
-def enter(stack: ExitStack, admission: Admission, num_answers: int, room: int = 4) -> None:
+def enter(stack: ExitStack, admission: Admission, num_answers: int, room: int) -> None:
     stack.enter_context(admission.admitted(num_answers, room))
 
 
 def test_every_answer_takes_a_place() -> None:
     admission = Admission()
     with ExitStack() as stack:
-        enter(stack, admission, 3)
+        for num_answers in (3, 4, 4, 4):
+            enter(stack, admission, num_answers, room=16)
         with pytest.raises(ApiError) as refused:
-            enter(stack, admission, 2)
+            enter(stack, admission, 2, room=16)
         assert (refused.value.failure.status, refused.value.failure.retry_after_s) == (429, 1)
-        enter(stack, admission, 1)
+        enter(stack, admission, 1, room=16)
         with pytest.raises(ApiError):
-            enter(stack, admission, 1)
+            enter(stack, admission, 1, room=16)
     assert admission.num_open == 0
 
 
-def test_more_answers_than_there_is_room_for_are_let_in_alone() -> None:
+def test_no_request_takes_more_than_a_quarter_of_the_room() -> None:
     admission = Admission()
     with ExitStack() as stack:
-        enter(stack, admission, 256)
+        for _ in range(4):
+            enter(stack, admission, 256, room=80)
         with pytest.raises(ApiError):
-            enter(stack, admission, 1)
-    with ExitStack() as stack:
-        enter(stack, admission, 1)
-        with pytest.raises(ApiError):
-            enter(stack, admission, 256)
+            enter(stack, admission, 1, room=80)
+    assert admission.num_open == 0
 
 
 def test_a_request_that_fails_leaves_its_places() -> None:
@@ -77,14 +76,15 @@ class Endless:
         pass
 
 
-async def test_a_request_for_several_answers_leaves_no_room_for_another() -> None:
+async def test_requests_for_several_answers_leave_no_room_for_another() -> None:
     replicas: Any = Replicas()
-    backend = ReplicaBackend(replicas, QueueLimits(max_ongoing=2, max_queued=4, max_replicas=1))
+    backend = ReplicaBackend(replicas, QueueLimits(max_ongoing=4, max_queued=4, max_replicas=1))
     backend._census = SimpleNamespace(latest=None)  # type: ignore[assignment]
     several = Job("several", (TextPrompt("a"), TextPrompt("b")), num_answers=3, streams=True)
     one = Job("one", (TextPrompt("a"),), streams=True)
-    async with aclosing(backend.generate(several)) as deltas:
-        await anext(deltas)
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await anext(await stack.enter_async_context(aclosing(backend.generate(several))))
         with pytest.raises(ApiError) as refused:
             await anext(backend.generate(one))
         assert refused.value.failure.status == 429

@@ -90,6 +90,7 @@ def test_layers_of_which_nothing_was_seen_count_as_mixing() -> None:
     [
         *((kind, {}) for kind in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "gemma3_text", "starcoder2")),
         ("granite", {}),  # its scales are 1 by default
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
         ("lfm2", {"layer_types": ["full_attention"]}),  # looks at the mask
         ("jetmoe", {"kv_channels": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),  # routes before it attends
     ],

@@ -5,12 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from ray_apps.engine.native.packing import pack
+from ray_apps.engine.native.packing import can_pack, pack
 from ray_apps.models import load_causal_lm
 
-BF16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products of bf16 in oneDNN"
-)
+BF16 = pytest.mark.skipif(not can_pack(), reason="this CPU has no products of bf16 in oneDNN")
 
 
 @BF16
