@@ -176,7 +176,7 @@ class ReplicaBackend:
         except (RayError, RayServeException) as error:
             raise ReplicaLostError(type(error).__name__) from None
         except (asyncio.CancelledError, GeneratorExit):
-            _give_up(items)
+            give_up(items)
             raise
 
     async def _wait_for_turn(self, items: Any) -> None:
@@ -186,7 +186,7 @@ class ReplicaBackend:
             async with asyncio.timeout(self._limits.timeout_s):
                 started = await anext(items)
         except TimeoutError:
-            _give_up(items)
+            give_up(items)
             raise queued_too_long() from None
         finally:
             self.num_waiting -= 1
@@ -195,7 +195,7 @@ class ReplicaBackend:
         record.queue_s = record.elapsed_s
 
 
-def _give_up(items: Any) -> None:
+def give_up(items: Any) -> None:
     """Cancel a call. Serve leaves one alone that a replica took on a moment ago and nobody has looked at since."""
     items.cancel()
     taken = getattr(items, "_replica_result_future", None)

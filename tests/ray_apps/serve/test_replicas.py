@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +20,7 @@ from ray_apps.serve.guards import guarded
 from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.policy import Limits, Security
 from ray_apps.serve.replica import Replica
-from ray_apps.serve.replicas import QueueLimits, ReplicaBackend
+from ray_apps.serve.replicas import QueueLimits, ReplicaBackend, give_up
 from ray_apps.serve.routing import ServedModel
 
 
@@ -150,3 +152,13 @@ async def test_an_answer_in_one_piece_is_timed_by_its_replica(app: ASGIApp, line
         await asking.post("/v1/completions", json={"model": "m", "prompt": "x" * 20, "max_tokens": 20})
     (line,) = map(json.loads, lines)
     assert line["queue_s"] < line["first_token_s"] < line["duration_s"] / 2
+
+
+def test_a_call_is_given_up_though_a_replica_took_it_on_a_moment_ago() -> None:
+    given_up: list[str] = []
+    taken: Future[Any] = Future()
+    call: Any = SimpleNamespace(cancel=lambda: given_up.append("call"), _replica_result_future=taken)
+    give_up(call)
+    taken.set_result(SimpleNamespace(cancel=lambda: given_up.append("result")))
+    give_up(call)
+    assert given_up == ["call", "call", "result"]
