@@ -13,6 +13,7 @@ import httpx
 import pytest
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.util.state import list_actors
 
 from ray_apps.engine.fake import FakeEngine
@@ -92,7 +93,13 @@ class Endpoint:
 
     def all_stats(self) -> list[EngineStats]:
         """Of every replica."""
-        return serve.get_deployment_handle(self.model, APP).broadcast("stats").results()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return serve.get_deployment_handle(self.model, APP).broadcast("stats").results()
+            except RayActorError:  # this process has not heard yet that it is gone
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
 
     def replicas(self) -> list[Any]:
         """Ray's descriptions of the replicas' actors."""

@@ -48,7 +48,7 @@ class TestOnTwoReplicas:
     def test_every_chat_returns_to_its_cache_and_chats_are_spread(self, tiny: Endpoint) -> None:
         before = [stats.num_prompt_tokens for stats in tiny.all_stats()]
         questions = [f"Question {number}: what is {number} plus {number}?" for number in range(24)]
-        with at_once(8) as pool:
+        with at_once(4) as pool:  # with more a replica may become so busy that a chat goes elsewhere
             first = list(pool.map(lambda question: tiny.ask(question, max_tokens=8), questions))
             second = list(
                 pool.map(
