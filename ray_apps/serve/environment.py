@@ -1,7 +1,7 @@
 """What Ray Serve's processes are told by the environment that Ray is started in, for there is no other way to.
 
 Requests and pieces of answers go between the proxy and the ingress by gRPC, and within each process from one event loop
-to no other: a piece takes about half of the processor time that it takes as Serve comes. Knows nothing of Ray.
+to no other, which takes less of the processors than Serve does by itself. Knows nothing of Ray.
 """
 
 import os
