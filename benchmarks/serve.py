@@ -8,6 +8,7 @@ Chats of 50 and of 430 tokens, 64 new tokens each: the model's end token is one 
 
 import argparse
 import asyncio
+import json
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,7 @@ class Measured:
     cpu_s: Counter[str] = field(default_factory=Counter)
     second_turn: list[float] = field(default_factory=list)
     refusal_s: list[float] = field(default_factory=list)
+    scale_up_s: dict[str, list[float]] = field(default_factory=dict)
 
     def rate(self, point: Point) -> float:
         """Output tokens per second, the median of all rounds."""
@@ -80,6 +82,8 @@ def main() -> None:
             if "ours" in options.contenders:
                 for point, rate in bare_rates(model, number, options.points).items():
                     bare.setdefault(point, []).append(rate)
+                for name, seconds in scale_up(model, number).items():
+                    measured["ours"].scale_up_s.setdefault(name, []).append(seconds)
     tell(measured, bare)
     print("\n".join(goals(measured, bare)))
 
@@ -159,10 +163,21 @@ def refusals_of(server: Server, prompts: Prompts) -> list[float]:
 
 def bare_rates(model: Path, seed: int, points: Sequence[Point]) -> dict[Point, float]:
     """Output tokens per second of the engine without a server, in a process of its own."""
-    program = [sys.executable, "-m", "benchmarks.support.bare_engine", f"{model}", f"{MAX_MODEL_LEN}", f"{seed}"]
-    command = [*program, *(f"{prompt}:{clients}" for prompt, clients in points)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return read_rates(done.stdout)
+    loads = [f"{prompt}:{clients}" for prompt, clients in points]
+    return read_rates(printed_by("bare_engine", f"{model}", f"{MAX_MODEL_LEN}", f"{seed}", *loads))
+
+
+def scale_up(model: Path, seed: int) -> dict[str, float]:
+    """Seconds until a replica that the load asks for answers, by which one it is."""
+    seconds: dict[str, float] = json.loads(printed_by("scale_up", f"{model}", f"{MAX_MODEL_LEN}", f"{seed}"))
+    return seconds
+
+
+def printed_by(program: str, *arguments: str) -> str:
+    """The last line of a program of `benchmarks.support`, in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.support.{program}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    return done.stdout.splitlines()[-1]
 
 
 def describe(point: Point) -> str:
@@ -213,6 +228,11 @@ def goals(measured: Mapping[str, Measured], bare: Mapping[Point, Sequence[float]
     slowest = percentile(mine.refusal_s, 95)
     lines.append(goal_line("seconds to a 429 while all places are taken, p95", slowest, at_most=0.25))
     lines.append(goal_line("seconds from the start of the command to the first token", statistics.median(mine.start_s)))
+    for name, what in {
+        "from_none_s": "a model that sleeps to its first token",
+        "second_s": "a load to a second replica",
+    }.items():
+        lines.append(goal_line(f"seconds from {what}", statistics.median(mine.scale_up_s[name])))
     return lines
 
 
