@@ -7,18 +7,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from data_prep.errors import ModelError
 from ray_apps.engine.protocol import (
     Engine,
     EngineError,
     EngineStoppedError,
     GenerationRequest,
     SamplingError,
-    TokenDelta,
-    TokenLogprob,
     UnsupportedError,
 )
 from ray_apps.machine import usable_cpus
+from ray_apps.serve.encoding import Encoding
 from ray_apps.serve.errors import ApiError, bad_request, context_length_exceeded, generation_failed, unavailable
 from ray_apps.serve.gathering import gathered
 from ray_apps.serve.jobs import (
@@ -29,15 +27,13 @@ from ray_apps.serve.jobs import (
     Job,
     ModelState,
     Prompt,
-    ScoredToken,
-    TextPrompt,
     TokenizeJob,
     Tokens,
     Truncation,
 )
 from ray_apps.serve.tool_calls import CallReader, call_reader, read_calls
 from ray_apps.serve.tools import call_format
-from ray_apps.serve.truncation import Messages, answer_room, shortest_cut
+from ray_apps.serve.truncation import Messages, answer_budget, answer_room, shortest_cut
 from ray_apps.serve.work import Watch, Work
 
 STREAM_INTERVAL_S = 0.2
@@ -58,6 +54,7 @@ class EngineBackend:
         self, engine: Engine, *, truncate: Truncation = "off", stream_interval_s: float = STREAM_INTERVAL_S
     ) -> None:
         self._engine = engine
+        self._encoding = Encoding(engine)
         self._truncate = truncate
         self._stream_interval_s = stream_interval_s
         self._num_streams = 0
@@ -91,14 +88,14 @@ class EngineBackend:
         try:
             async with aclosing(gathered(answers, self._pause_s if job.streams else None)) as deltas:
                 async for index, delta in deltas:
-                    text, logprobs = delta.text, [self._score(one) for one in delta.logprobs]
+                    text, logprobs = delta.text, [self._encoding.score(one) for one in delta.logprobs]
                     number, answer = divmod(index, job.num_answers)
                     if index not in begun:
                         begun.add(index)
                         num_cached += 0 if answer else delta.num_cached
                         if job.echo:
-                            text = self._text(job.prompts[number], prompts[number]) + text
-                            logprobs = self._score_prompt(job, prompts[number], delta) + logprobs
+                            text = self._encoding.text(job.prompts[number], prompts[number]) + text
+                            logprobs = self._encoding.score_prompt(job, prompts[number], delta) + logprobs
                     num_completion += len(delta.token_ids)
                     told = Delta(text, num_prompt, num_completion, delta.finish_reason, index, tuple(logprobs))
                     told = replace(
@@ -132,7 +129,7 @@ class EngineBackend:
         """
         if job.adapter is not None:
             raise bad_request("model: embeddings are those of the model without an adapter", param="model")
-        prompts = await asyncio.to_thread(lambda: [self._encode(prompt, job.param) for prompt in job.prompts])
+        prompts = await asyncio.to_thread(lambda: [self._encoding.encode(prompt, job.param) for prompt in job.prompts])
         for prompt_ids in prompts:
             if len(prompt_ids) > self._engine.max_model_len:
                 raise context_length_exceeded(len(prompt_ids), 0, self._engine.max_model_len, param=job.param)
@@ -148,13 +145,13 @@ class EngineBackend:
 
     async def tokenize(self, job: TokenizeJob) -> Tokens:
         """The ids of the prompt."""
-        self._check_tools(job.prompt)
-        token_ids = await asyncio.to_thread(self._encode, job.prompt, job.param, may_be_empty=True)
+        self._encoding.check_tools(job.prompt)
+        token_ids = await asyncio.to_thread(self._encoding.encode, job.prompt, job.param, may_be_empty=True)
         return Tokens(token_ids, self._engine.max_model_len)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """The text of ids."""
-        self._check_ids(token_ids, "tokens")
+        self._encoding.check_ids(token_ids, "tokens")
         return await asyncio.to_thread(self._engine.decode, token_ids)
 
     async def state(self) -> ModelState:
@@ -182,14 +179,14 @@ class EngineBackend:
             ApiError: the answers cannot be sampled as asked, or a prompt cannot be used.
         """
         for prompt in job.prompts:
-            self._check_tools(prompt)
+            self._encoding.check_tools(prompt)
         try:
             self._engine.check_sampling(job.sampling)
         except SamplingError as error:
             raise _refused(error, job) from None
         if (job.truncate or self._truncate) == "oldest_turns":
             job = replace(job, prompts=tuple(self._cut(prompt, job) for prompt in job.prompts))
-        return job, [self._encode(prompt, job.param) for prompt in job.prompts]
+        return job, [self._encoding.encode(prompt, job.param) for prompt in job.prompts]
 
     def _cut(self, prompt: Prompt, job: Job) -> Prompt:
         """A chat without the oldest rounds that there is no room for."""
@@ -198,7 +195,7 @@ class EngineBackend:
         room = self._engine.max_model_len - answer_room(job.max_tokens, self._engine.max_model_len)
 
         def fits(messages: Messages) -> bool:
-            return len(self._encode(replace(prompt, messages=messages), job.param)) <= room
+            return len(self._encoding.encode(replace(prompt, messages=messages), job.param)) <= room
 
         return replace(prompt, messages=shortest_cut(prompt.messages, fits))
 
@@ -220,53 +217,6 @@ class EngineBackend:
                     goes_on=not isinstance(job.prompts[number], ChatPrompt),
                     group=job.request_id,
                 )
-
-    def _check_tools(self, prompt: Prompt) -> None:
-        """Refuse tools, and messages about them, that the model would not see."""
-        if not isinstance(prompt, ChatPrompt) or call_format(self._engine.chat_template or ""):
-            return
-        reason = "this model's chat template has no tools, or writes calls in a way that is not known here"
-        if prompt.tools:
-            raise bad_request(f"tools: {reason}", param="tools")
-        if any(message["role"] == "tool" or message.get("tool_calls") for message in prompt.messages):
-            raise bad_request(f"messages: {reason}", param="messages")
-
-    def _encode(self, prompt: Prompt, param: str, *, may_be_empty: bool = False) -> tuple[int, ...]:
-        try:
-            match prompt:
-                case ChatPrompt():
-                    token_ids = self._engine.encode_chat(prompt.messages, prompt.tools)
-                case TextPrompt():
-                    token_ids = self._engine.encode_text(prompt.text, add_special_tokens=prompt.add_special_tokens)
-                case _:
-                    self._check_ids(prompt, param)
-                    token_ids = [*prompt]
-        except (ModelError, ValueError) as error:
-            raise bad_request(str(error), param=param) from None
-        if not token_ids and not may_be_empty:
-            raise bad_request(f"{param}: has no tokens; at least one is needed", param=param)
-        return tuple(token_ids)
-
-    def _check_ids(self, token_ids: Iterable[int], param: str) -> None:
-        size = self._engine.vocab_size
-        if unknown := [token for token in token_ids if not 0 <= token < size]:
-            raise bad_request(f"{param}: {unknown[0]} is no token; valid: 0 to {size - 1}", param=param)
-
-    def _text(self, prompt: Prompt, prompt_ids: tuple[int, ...]) -> str:
-        return prompt.text if isinstance(prompt, TextPrompt) else self._engine.decode(prompt_ids)
-
-    def _score_prompt(self, job: Job, prompt_ids: tuple[int, ...], delta: TokenDelta) -> list[ScoredToken]:
-        if job.sampling.logprobs is None:
-            return []
-        return [self._token(prompt_ids[0], None), *map(self._score, delta.prompt_logprobs)]
-
-    def _score(self, one: TokenLogprob) -> ScoredToken:
-        likeliest = tuple(self._token(token, logprob) for token, logprob in one.likeliest)
-        return self._token(one.token_id, one.logprob, likeliest)
-
-    def _token(self, token_id: int, logprob: float | None, likeliest: tuple[ScoredToken, ...] = ()) -> ScoredToken:
-        piece = self._engine.token_bytes(token_id)
-        return ScoredToken(piece, logprob, likeliest, special="" if piece else self._engine.decode([token_id]))
 
 
 def num_messages(job: Job) -> int:
@@ -305,15 +255,3 @@ async def _gather(jobs: Iterable[Coroutine[Any, Any, list[float]]]) -> list[list
 
 def _wrapped(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
-
-
-def answer_budget(num_prompt: int, wanted: int | None, limit: int, *, param: str = "messages") -> int:
-    """How many tokens the answer may have, with a prompt of `num_prompt` and at most `limit` in all.
-
-    Raises:
-        ApiError: they do not fit.
-    """
-    room = limit - num_prompt
-    if room < (1 if wanted is None else wanted):
-        raise context_length_exceeded(num_prompt, wanted or 0, limit, param=param)
-    return room if wanted is None else wanted

@@ -1,7 +1,9 @@
-"""Chats that are too long: which of their messages are left out."""
+"""Room in the context: how much an answer has, and which messages of a chat are left out where there is too little."""
 
 from collections.abc import Callable
 from typing import Any
+
+from ray_apps.serve.errors import context_length_exceeded
 
 Messages = tuple[dict[str, Any], ...]
 
@@ -12,6 +14,18 @@ SHARE_FOR_ANSWER = 8
 def answer_room(max_tokens: int | None, limit: int) -> int:
     """Tokens that are kept free for the answer, of `limit` in all."""
     return max(1, limit // SHARE_FOR_ANSWER) if max_tokens is None else max_tokens
+
+
+def answer_budget(num_prompt: int, wanted: int | None, limit: int, *, param: str = "messages") -> int:
+    """How many tokens the answer may have, with a prompt of `num_prompt` and at most `limit` in all.
+
+    Raises:
+        ApiError: they do not fit.
+    """
+    room = limit - num_prompt
+    if room < (1 if wanted is None else wanted):
+        raise context_length_exceeded(num_prompt, wanted or 0, limit, param=param)
+    return room if wanted is None else wanted
 
 
 def without_oldest(messages: Messages, num_rounds: int) -> Messages:

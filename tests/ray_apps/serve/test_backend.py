@@ -5,12 +5,10 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import EngineError, GenerationRequest, SamplingError, SamplingParams, TokenDelta
-from ray_apps.serve.backend import EngineBackend, answer_budget
+from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.errors import ApiError
 from ray_apps.serve.jobs import ChatPrompt, EmbeddingJob, Job, Prompt, TextPrompt, TokenizeJob
 
@@ -25,19 +23,6 @@ class Recording(FakeEngine):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         self.asked.append(request)
         return super().generate(request)
-
-
-@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
-def test_an_answer_gets_what_it_asks_for_or_what_is_left(num_prompt: int, wanted: int | None, limit: int) -> None:
-    assume(num_prompt + (1 if wanted is None else wanted) <= limit)
-    assert answer_budget(num_prompt, wanted, limit) == (limit - num_prompt if wanted is None else wanted)
-
-
-@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
-def test_a_chat_that_does_not_fit_is_refused(num_prompt: int, wanted: int | None, limit: int) -> None:
-    assume(num_prompt + (1 if wanted is None else wanted) > limit)
-    with pytest.raises(ApiError, match=f"{limit} tokens.* {num_prompt}"):
-        answer_budget(num_prompt, wanted, limit)
 
 
 async def test_counts_grow_with_the_answer() -> None:

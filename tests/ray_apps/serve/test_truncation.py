@@ -3,15 +3,16 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import EngineBackend
+from ray_apps.serve.errors import ApiError
 from ray_apps.serve.jobs import Truncation
 from ray_apps.serve.routing import ServedModel
-from ray_apps.serve.truncation import Messages, shortest_cut
+from ray_apps.serve.truncation import Messages, answer_budget, shortest_cut
 
 CHAT = "/v1/chat/completions"
 
@@ -82,3 +83,16 @@ async def test_without_it_nothing_is_left_out_unless_asked() -> None:
 async def test_a_last_message_that_does_not_fit_is_refused(text: str, ask: Callable[..., Any]) -> None:
     async with client("oldest_turns") as asking:
         assert (await asking.post(CHAT, json=ask(text))).json()["error"]["code"] == "context_length_exceeded"
+
+
+@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
+def test_an_answer_gets_what_it_asks_for_or_what_is_left(num_prompt: int, wanted: int | None, limit: int) -> None:
+    assume(num_prompt + (1 if wanted is None else wanted) <= limit)
+    assert answer_budget(num_prompt, wanted, limit) == (limit - num_prompt if wanted is None else wanted)
+
+
+@given(num_prompt=st.integers(0, 50), wanted=st.none() | st.integers(0, 50), limit=st.integers(2, 50))
+def test_a_chat_that_does_not_fit_is_refused(num_prompt: int, wanted: int | None, limit: int) -> None:
+    assume(num_prompt + (1 if wanted is None else wanted) > limit)
+    with pytest.raises(ApiError, match=f"{limit} tokens.* {num_prompt}"):
+        answer_budget(num_prompt, wanted, limit)
