@@ -18,7 +18,7 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore",
-    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_MODE": "token",  # Ray's own choice for a cluster it starts, but then it warns of it
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "TQDM_DISABLE": "1",

@@ -11,7 +11,9 @@ from types import FrameType
 
 import psutil
 import ray
+from ray.exceptions import AuthenticationError
 
+from data_prep.errors import ConfigError
 from ray_apps.machine import count_gpus, usable_cpus
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -25,12 +27,15 @@ def local_cluster(num_cpus: int | None = None, *, dashboard: bool = True) -> Ite
     any other cluster on this machine, be told no, and end the run.
 
     Every process started below this one is ended with it, also after Ctrl-C or SIGTERM.
+
+    Raises:
+        ConfigError: the cluster that `RAY_ADDRESS` names is to be asked with a token, and there is none.
     """
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
         try:
             yield
         finally:
@@ -54,6 +59,16 @@ def local_cluster(num_cpus: int | None = None, *, dashboard: bool = True) -> Ite
             ray.shutdown()
             _end(set(psutil.Process().children(recursive=True)) - known)
         signal.signal(signal.SIGTERM, before)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except AuthenticationError:
+        raise ConfigError(
+            f"RAY_ADDRESS: there is no token for the cluster at {address}; put the one it was started with into "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN, or set RAY_AUTH_MODE=disabled if it was started without"
+        ) from None
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
