@@ -24,12 +24,17 @@ def parse_json(body: bytes) -> Any:
         value = _DECODER.decode(text)
     except RecursionError:
         raise json.JSONDecodeError(f"it has more than {MAX_DEPTH} levels", "", 0) from None
-    _check_shape(value)
+    check_shape([value])
     return value
 
 
-def _check_shape(value: Any) -> None:
-    level, num_parts = [value], 0
+def check_shape(values: list[Any]) -> None:
+    """Return if the JSON `values` have no more levels than one may have, nor more objects and lists in all.
+
+    Raises:
+        json.JSONDecodeError: they have; the message says which.
+    """
+    level, num_parts = values, 0
     for _ in range(MAX_DEPTH + 1):
         if not level:
             return

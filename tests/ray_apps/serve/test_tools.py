@@ -34,6 +34,7 @@ PARAMETERS = {"type": "object", "properties": {"city": CITY}, "required": ["city
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 TIME = {"type": "function", "function": {"name": "time"}}
 NESTED = {"type": "object", "properties": {"city": {"minLength": "long"}}}
+JSON = {"Content-Type": "application/json"}
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -49,6 +50,10 @@ def messages(text: str) -> list[Any]:
 def called(arguments: str) -> dict[str, Any]:
     function = {"name": "weather", "arguments": arguments}
     return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
+def tool(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "a", "parameters": parameters}}
 
 
 async def test_a_call_in_an_answer_is_told_as_one(api_client: Client) -> None:
@@ -93,14 +98,30 @@ async def test_what_a_call_gave_goes_back_to_the_model(api_client: Client) -> No
         ({"tools": [TIME], "tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [*messages("q"), {"role": "tool", "content": "rain"}]}, "messages[1].tool_call_id"),
-        ({"messages": [*messages("q"), called("[" * 100_000)]}, "messages[1].tool_calls[0].function.arguments"),
+        *(
+            ({"messages": [*messages("q"), called(arguments)]}, "messages[1].tool_calls[0].function.arguments")
+            for arguments in (
+                "[]",
+                "[" * 100_000,
+                '{"a": ' * 500 + "0" + "}" * 500,
+                '{"a": [' + "[]," * 10_000 + "[]]}",
+                '{"a": NaN}',
+                '{"a": 1, "a": 2}',
+                '{"a": "\\ud800"}',
+                '{"\\ud800": 1}',
+            )
+        ),
+        ({"messages": [called('{"a": [' + "[]," * 999 + "[]]}")] * 11}, "messages"),
+        ({"tools": [tool({"description": "\ud800"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool({"properties": {"\ud800": {}}})]}, "tools[0].function.parameters"),
     ],
 )
 async def test_wrong_tools_are_refused_by_name(
     api_client: Client, ask: Ask, fields: dict[str, Any], param: str
 ) -> None:
+    body = json.dumps({**ask(), **fields})  # ASCII, so that half a surrogate pair can be sent.
     async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
-        response = await client.post("/v1/chat/completions", json={**ask(), **fields})
+        response = await client.post("/v1/chat/completions", content=body, headers=JSON)
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith(param)
 
