@@ -4,6 +4,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, cast
 
 from jinja2.exceptions import TemplateError
@@ -31,7 +32,8 @@ def render_messages(
 
     Raises:
         ModelError: the tokenizer has no chat template.
-        ValueError: the template refuses the messages; the message is the template's own.
+        ValueError: the template refuses the messages, and the message is the template's own; or they leave
+            fewer than two private-use characters unused.
     """
     if not tokenizer.chat_template:
         raise ModelError("the model has no chat template (chat_template in its tokenizer)")
@@ -54,30 +56,41 @@ def render_messages(
     return disguise.reveal(text, spans[0] if marked else [])
 
 
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
 class _Disguise:
-    """Hides typed spellings of special tokens behind private-use characters that occur nowhere in the messages."""
+    """Hides typed spellings of special tokens behind private-use characters that occur nowhere in the messages.
+
+    Raises:
+        ValueError: there are no such characters.
+    """
 
     def __init__(self, pattern: re.Pattern[str], messages: Sequence[Mapping[str, Any]]) -> None:
         self.pattern = pattern
-        self.hidden: list[str] = []
-        typed = json.dumps(messages, ensure_ascii=False, default=str)
-        free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in typed)
-        self.open, self.close = next(free), next(free)
+        self.hidden: dict[str, int] = {}
+        typed = set(json.dumps(messages, ensure_ascii=False, default=str))
+        free = list(islice((code for code in chain(*_PRIVATE_USE) if chr(code) not in typed), 2))
+        if len(free) < 2:
+            raise ValueError("the messages leave fewer than two private-use characters of Unicode unused")
+        self.open, self.close = map(chr, free)
 
     def hide(self, value: Any) -> Any:
         """A copy of `value`, a message or a part of one, with every typed spelling hidden."""
         if isinstance(value, str):
             return self.pattern.sub(self._remember, value)
         if isinstance(value, Mapping):
-            return {key: self.hide(inner) for key, inner in value.items()}
+            return {self.hide(key): self.hide(inner) for key, inner in value.items()}
         return [self.hide(inner) for inner in value] if isinstance(value, list) else value
 
     def _remember(self, match: re.Match[str]) -> str:
-        self.hidden.append(match[0])
-        return f"{self.open}{len(self.hidden) - 1}{self.close}"
+        # What was equal stays equal: a template may look for a name that is required among those there are.
+        number = self.hidden.setdefault(match[0], len(self.hidden))
+        return f"{self.open}{number}{self.close}"
 
     def reveal(self, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         pieces: list[str] = []
+        spellings = list(self.hidden)
         specials: list[tuple[int, int]] = []
         moved = {0: 0}  # where each piece of `text` begins in the revealed text
         end = before = 0
@@ -86,7 +99,7 @@ class _Disguise:
                 continue
             before += len(piece)
             if piece[0] == self.open:
-                piece = self.hidden[int(piece[1:-1])]
+                piece = spellings[int(piece[1:-1])]
             elif self.pattern.fullmatch(piece):
                 specials.append((end, end + len(piece)))
             pieces.append(piece)

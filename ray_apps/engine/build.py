@@ -103,7 +103,7 @@ def _uses_gpu(device: Device) -> bool:
 def _build_vllm(model: str, **options: Any) -> Engine:
     if not is_vllm_installed():
         raise ConfigError(
-            "args.engine: 'vllm' is not valid, because vLLM is not installed; install the extra vicuna-ray[vllm], or "
+            "args.engine: 'vllm' is not valid, because vLLM is not installed; run `pip install -e '.[vllm]'`, or "
             "set 'auto' or 'native'"
         )
     from ray_apps.engine.vllm.loading import load_engine

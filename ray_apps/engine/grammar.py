@@ -8,9 +8,8 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ray_apps.engine.protocol import SamplingError
+from ray_apps.engine.protocol import MAX_SCHEMA_CHARACTERS, SamplingError
 
-MAX_SCHEMA_CHARACTERS = 100_000
 # A row has four items for each property that may come next: some 2,400 optional ones, which take 50 ms for a token.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000, step_max_items=50_000, max_items_in_row=10_000, max_grammar_size=200_000

@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
+MAX_SCHEMA_CHARACTERS = 100_000
+"""Of a JSON schema as text, whether an answer is to follow it or a tool is described by it."""
+
 
 class EngineError(RuntimeError):
     """Generation failed, or the engine is no longer running."""

@@ -41,6 +41,7 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
     router = Router(models)
     install_error_handlers(api)
 
+    @api.head("/health", include_in_schema=False)
     @api.get("/health")
     async def health() -> Response:
         states = await asyncio.gather(*(model.backend.state() for model in models))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_apps.serve.jobs import CalledTool, Delta
+from ray_apps.serve.protocol.fields import check_unicode
+from ray_apps.serve.protocol.tools import read_arguments
 from ray_apps.serve.tools import CallFormat
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -126,7 +128,7 @@ class LlamaReader(WholeReader):
         while rest:
             try:
                 value, end = json.JSONDecoder().raw_decode(rest)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return []
             values.append(value)
             rest = rest[end:].lstrip().removeprefix(";").lstrip()
@@ -184,7 +186,7 @@ def _doubtful(text: str, mark: str) -> int:
 def _call(text: str) -> CalledTool | None:
     try:
         return _as_call(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -192,7 +194,7 @@ def _listed(text: str) -> list[CalledTool]:
     """The calls of a JSON list, or a single one; none if it is anything else."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     calls = [_as_call(one) for one in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call] if all(calls) else []
@@ -211,10 +213,15 @@ def _named(text: str) -> list[CalledTool]:
 
 
 def _as_call(value: Any) -> CalledTool | None:
-    """A call, if `value` is one: an object with a name and an object of arguments."""
+    """A call, if `value` is one: an object with a name and an object of arguments that a request may have too."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))
     if not isinstance(arguments, dict):
         return None
-    return CalledTool(f"call_{uuid.uuid4().hex[:24]}", value["name"], json.dumps(arguments, ensure_ascii=False))
+    try:
+        name, text = check_unicode(value["name"]), json.dumps(arguments, ensure_ascii=False)
+        read_arguments(text)
+    except (ValueError, RecursionError):
+        return None
+    return CalledTool(f"call_{uuid.uuid4().hex[:24]}", name, text)

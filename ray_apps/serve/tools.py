@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from ray_apps.engine.protocol import MAX_SCHEMA_CHARACTERS
 from ray_apps.serve.errors import bad_request
+from ray_apps.serve.meta_schema import check_schema
 from ray_apps.serve.protocol.tools import Tool
 
 CallFormat = Literal["hermes", "llama", "mistral", "demanded"]
@@ -34,10 +35,10 @@ def call_format(chat_template: str) -> CallFormat | None:
 
 
 async def check_schemas(tools: Sequence[Tool] | None) -> None:
-    """Return if the parameters of `tools` are JSON schemas. Other requests go on meanwhile: a large one takes a second.
+    """Return if the parameters of `tools` are JSON schemas. Other requests go on meanwhile: large ones take a second.
 
     Raises:
-        ApiError: they are not; it names the tool.
+        ApiError: they are not, or one is too long; it names the tool.
     """
     if tools:
         await asyncio.to_thread(_check_schemas, tools)
@@ -45,10 +46,13 @@ async def check_schemas(tools: Sequence[Tool] | None) -> None:
 
 def _check_schemas(tools: Sequence[Tool]) -> None:
     for number, tool in enumerate(tools):
+        param = f"tools[{number}].function.parameters"
+        if (length := len(json.dumps(tool.schema_))) > MAX_SCHEMA_CHARACTERS:
+            reason = f"{param}: the schema has {length} characters; valid: up to {MAX_SCHEMA_CHARACTERS}"
+            raise bad_request(reason, param="tools")
         try:
-            Draft202012Validator.check_schema(tool.schema_)
+            check_schema(tool.schema_)
         except SchemaError as error:
-            param = f"tools[{number}].function.parameters"
             where = "".join(f"[{part!r}]" for part in error.path)
             reason = f"{param}: is not a valid JSON schema: {where} {error.message[:200]}"
             raise bad_request(reason, param=param) from None

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, SamplingFields, Wire, neutral
-from ray_apps.serve.protocol.messages import ChatMessage
+from ray_apps.serve.protocol.fields import Items, SamplingFields, Wire, neutral
+from ray_apps.serve.protocol.messages import Messages
 from ray_apps.serve.protocol.tools import MAX_TOOLS, NamedTool, Tool
 
 
@@ -62,7 +62,7 @@ class ResponseFormat(Wire):
 class ChatCompletionRequest(SamplingFields):
     """What a client asks for."""
 
-    messages: Items[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     audio: Annotated[None, neutral()] = None
     function_call: Annotated[None, neutral("none", "auto")] = None
     functions: Annotated[None, neutral([])] = None

@@ -1,12 +1,14 @@
 """The messages of a chat."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, Text, Wire, neutral
+from ray_apps.serve.protocol.strict_json import check_shape
 from ray_apps.serve.protocol.tools import MAX_TOOLS, ToolCall
 
 
@@ -80,6 +82,20 @@ class ChatMessage(Wire):
             "tool_calls": [call.to_template() for call in self.tool_calls or ()] or None,
         }
         return {key: value for key, value in message.items() if value is not None}
+
+
+def _check_arguments(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """What is in texts is bounded as what is in a body itself."""
+    calls = [call for message in messages for call in message.tool_calls or ()]
+    try:
+        check_shape([call.function.arguments for call in calls])
+    except json.JSONDecodeError as error:
+        message = "the arguments of all calls together: {reason}"
+        raise PydanticCustomError("invalid_value", message, {"reason": error.msg}) from None
+    return messages
+
+
+Messages = Annotated[Items[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_check_arguments)]
 
 
 def to_template(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:

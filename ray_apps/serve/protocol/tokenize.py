@@ -3,8 +3,8 @@
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import MAX_MESSAGES, MAX_TOKEN_IDS, Items, Text, Wire
-from ray_apps.serve.protocol.messages import ChatMessage
+from ray_apps.serve.protocol.fields import MAX_TOKEN_IDS, Items, Text, Wire
+from ray_apps.serve.protocol.messages import ChatMessage, Messages
 from ray_apps.serve.protocol.tools import MAX_TOOLS, Tool
 
 
@@ -13,7 +13,7 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     prompt: Text | None = None
-    messages: Items[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, validate_default=True)
+    messages: Messages | None = Field(None, validate_default=True)
     tools: Items[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_special_tokens: bool | None = None
 

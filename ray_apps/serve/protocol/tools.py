@@ -3,29 +3,44 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ray_apps.serve.protocol.fields import Text, Wire
+from ray_apps.serve.protocol.fields import Text, Wire, check_unicode
+from ray_apps.serve.protocol.strict_json import parse_json
 
 MAX_TOOLS = 128
 """Tools that are offered, and calls in a message."""
 
 
+def _check_texts(value: dict[str, Any]) -> dict[str, Any]:
+    check_unicode(json.dumps(value, ensure_ascii=False))
+    return value
+
+
 def _check_type(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
         raise PydanticCustomError("invalid_value", "should be the JSON schema of an object")
-    return schema
+    return _check_texts(schema)
 
 
-def _read_arguments(text: str) -> str:
+def read_arguments(text: Any) -> dict[str, Any]:
+    """The arguments of a call, of which `text` is the JSON.
+
+    Raises:
+        PydanticCustomError: it is not that of an object, or not as strict as a body is to be.
+    """
+    if not isinstance(text, str):
+        raise PydanticCustomError("invalid_type", "should be a JSON object, as text")
     try:
-        is_object = isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+        value = parse_json(check_unicode(text).encode())
+    except json.JSONDecodeError as error:
+        raise PydanticCustomError(
+            "invalid_value", "should be a JSON object, as text: {reason}", {"reason": error.msg}
+        ) from None
+    if not isinstance(value, dict):
         raise PydanticCustomError("invalid_value", "should be a JSON object, as text")
-    return text
+    return _check_texts(value)
 
 
 class Function(Wire):
@@ -63,20 +78,20 @@ class NamedTool(Wire):
 
 
 class CalledFunction(Wire):
-    """A function that was called."""
+    """A function that was called, with its arguments: as text on the wire, and an object from there on."""
 
-    name: str
-    arguments: Annotated[Text, AfterValidator(_read_arguments)]
+    name: Text
+    arguments: Annotated[dict[str, Any], BeforeValidator(read_arguments, json_schema_input_type=Text)]
 
 
 class ToolCall(Wire):
     """A call that the assistant made."""
 
-    id: str
+    id: Text
     type: Literal["function"]
     function: CalledFunction
 
     def to_template(self) -> dict[str, Any]:
-        """The call as chat templates take it, with its arguments as an object."""
-        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        """The call as chat templates take it."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
         return {"id": self.id, "type": "function", "function": function}

@@ -30,7 +30,7 @@ def test_auto_is_vllm_where_that_and_a_gpu_are(
 
 def test_what_only_vllm_has_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> None:
     monkeypatch.setattr("ray_apps.engine.build.is_vllm_installed", lambda: False)
-    with pytest.raises(ConfigError, match=r"args\.engine: 'vllm' is not valid, .* the extra vicuna-ray\[vllm\]"):
+    with pytest.raises(ConfigError, match=r"args\.engine: 'vllm' is not valid, .*pip install -e '\.\[vllm\]'"):
         build_engine("vllm", str(tiny_model_dir))
     with pytest.raises(ConfigError, match=r"args\.engine_args: are those of vLLM"):
         build_engine("native", str(tiny_model_dir), engine_args={"enforce_eager": True})

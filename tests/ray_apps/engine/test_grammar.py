@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_prep.tokenizer import load_tokenizer
-from ray_apps.engine.grammar import MAX_SCHEMA_CHARACTERS, Grammars
+from ray_apps.engine.grammar import Grammars
 from ray_apps.engine.native.sampling import Sampler
-from ray_apps.engine.protocol import SamplingError, SamplingParams
+from ray_apps.engine.protocol import MAX_SCHEMA_CHARACTERS, SamplingError, SamplingParams
 
 PERSON = {
     "type": "object",

@@ -212,9 +212,10 @@ async def test_each_model_gets_its_own_requests(ask: Ask) -> None:
 async def test_health_follows_the_engine(api_client: Client) -> None:
     engine = FakeEngine()
     async with api_client(engine) as client:
-        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/health")).status_code == (await client.head("/health")).status_code == 200
         engine.shutdown()
         response = await client.get("/health")
+        assert (await client.head("/health")).status_code == 503
     assert response.status_code == 503
     assert response.json()["error"]["type"] == "server_error"
     assert response.headers["retry-after"] == "1"

@@ -127,3 +127,14 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
             assert labels <= {*exported[name].labels, "le", "replica"}, query
     asked = {exported[name].name for query in queries for name in re.findall(r"\bray_\w+", query)}
     assert asked == {metric.name for metric in REQUEST_METRICS + ENGINE_METRICS}
+
+
+def test_the_dashboard_offers_models_that_run_and_adapters_that_answered() -> None:
+    dashboard = json.loads((Path(__file__).parents[3] / "docs/grafana.json").read_text())
+    (model,) = [variable for variable in dashboard["templating"]["list"] if variable["name"] == "model"]
+    assert model["definition"] == model["query"]["query"]
+    names = set(re.findall(r"\bray_\w+", model["definition"]))
+    for metrics in (ENGINE_METRICS, REQUEST_METRICS):  # Those of an engine name its model, never an adapter.
+        found = [metric for metric in metrics if names & set(metric.exported_names)]
+        assert found
+        assert all("model_name" in metric.labels for metric in found)

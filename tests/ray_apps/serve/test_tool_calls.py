@@ -62,6 +62,17 @@ def test_what_is_no_call_is_text_to_the_last_character(how: CallFormat, pieces: 
     assert read(how, pieces) == ("".join(pieces), [])
 
 
+@pytest.mark.parametrize("how", ["hermes", "llama", "mistral", "demanded"])
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a": ' * 65 + "0" + "}" * 65, '{"a": ' * 5000, '{"a": NaN}', '{"a": "\\ud800"}', '{"\\ud800": 0}'],
+)
+def test_a_call_that_no_request_may_hold_is_text(how: CallFormat, arguments: str) -> None:
+    answer = f'{{"name": "weather", "arguments": {arguments}}}'
+    answer = {"hermes": f"<tool_call>{answer}</tool_call>", "mistral": f"[TOOL_CALLS]{answer}"}.get(how, answer)
+    assert read(how, [answer]) == (answer, [])
+
+
 @pytest.mark.parametrize(
     ("template", "how"),
     [

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import httpx
 import openai
 import pytest
-from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 from pydantic import ConfigDict, create_model
@@ -18,7 +17,8 @@ from transformers import AutoTokenizer
 
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.fake import FakeEngine
-from ray_apps.engine.protocol import SamplingParams
+from ray_apps.engine.protocol import MAX_SCHEMA_CHARACTERS, SamplingParams
+from ray_apps.serve import tools
 from ray_apps.serve.api import create_api
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.chat import make_job
@@ -34,6 +34,7 @@ PARAMETERS = {"type": "object", "properties": {"city": CITY}, "required": ["city
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 TIME = {"type": "function", "function": {"name": "time"}}
 NESTED = {"type": "object", "properties": {"city": {"minLength": "long"}}}
+JSON = {"Content-Type": "application/json"}
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -49,6 +50,10 @@ def messages(text: str) -> list[Any]:
 def called(arguments: str) -> dict[str, Any]:
     function = {"name": "weather", "arguments": arguments}
     return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
+def tool(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "a", "parameters": parameters}}
 
 
 async def test_a_call_in_an_answer_is_told_as_one(api_client: Client) -> None:
@@ -93,23 +98,95 @@ async def test_what_a_call_gave_goes_back_to_the_model(api_client: Client) -> No
         ({"tools": [TIME], "tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [*messages("q"), {"role": "tool", "content": "rain"}]}, "messages[1].tool_call_id"),
-        ({"messages": [*messages("q"), called("[" * 100_000)]}, "messages[1].tool_calls[0].function.arguments"),
+        *(
+            ({"messages": [*messages("q"), called(arguments)]}, "messages[1].tool_calls[0].function.arguments")
+            for arguments in (
+                "[]",
+                "[" * 100_000,
+                '{"a": ' * 500 + "0" + "}" * 500,
+                '{"a": [' + "[]," * 10_000 + "[]]}",
+                '{"a": NaN}',
+                '{"a": 1, "a": 2}',
+                '{"a": "\\ud800"}',
+                '{"\\ud800": 1}',
+            )
+        ),
+        ({"messages": [called('{"a": [' + "[]," * 999 + "[]]}")] * 11}, "messages"),
+        ({"tools": [tool({"description": "\ud800"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool({"properties": {"\ud800": {}}})]}, "tools[0].function.parameters"),
     ],
 )
 async def test_wrong_tools_are_refused_by_name(
     api_client: Client, ask: Ask, fields: dict[str, Any], param: str
 ) -> None:
+    body = json.dumps({**ask(), **fields})  # ASCII, so that half a surrogate pair can be sent.
     async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
-        response = await client.post("/v1/chat/completions", json={**ask(), **fields})
+        response = await client.post("/v1/chat/completions", content=body, headers=JSON)
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith(param)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+async def test_a_schema_is_as_long_as_one_of_an_answer_may_be(api_client: Client, ask: Ask, path: str) -> None:
+    asked = ask() if path.startswith("/v1") else {"messages": messages("q")}
+    parameters = {"description": ""}
+    parameters["description"] = "x" * (MAX_SCHEMA_CHARACTERS - len(json.dumps(parameters)))
+    longer = {"description": f"{parameters['description']}x"}
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        taken = await client.post(path, json={**asked, "tools": [TIME, tool(parameters)]})
+        refused = await client.post(path, json={**asked, "tools": [TIME, tool(longer)]})
+    assert (taken.status_code, refused.status_code) == (200, 400)
+    error = refused.json()["error"]
+    assert error["param"] == "tools"
+    assert error["message"].startswith("tools[1].function.parameters: the schema has 100001 characters")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "dependencies": {"a": {"type": ["string", *range(14_000)]}}},
+        {"$defs": {"a": {"required": "a"}}},
+        {"prefixItems": {}},
+        {"unevaluatedProperties": 3},
+        {"properties": {"a": {"items": {"anyOf": [{"multipleOf": 0}]}}}},
+    ],
+)
+async def test_what_is_no_schema_anywhere_within_is_refused(
+    api_client: Client, ask: Ask, parameters: dict[str, Any]
+) -> None:
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        response = await client.post("/v1/chat/completions", json=ask(tools=[tool(parameters)]))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools[0].function.parameters")
+
+
+def with_pattern(pattern: str) -> dict[str, Any]:
+    return tool({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}})
+
+
+@pytest.mark.parametrize("pattern", [r"^\p{L}+$", "a{4294967295}", "(" * 2000, "(?i)" + "[\u0000-\uffff]" * 200])
+async def test_a_pattern_that_no_call_is_held_to_is_the_models_to_read(
+    api_client: Client, ask: Ask, pattern: str
+) -> None:
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        response = await client.post("/v1/chat/completions", json=ask(tools=[with_pattern(pattern)]))
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(("pattern", "status"), [(r"^\p{L}+$", 200), ("(" * 2000, 400)])
+async def test_a_pattern_that_cannot_be_followed_is_refused(held: EngineBackend, pattern: str, status: int) -> None:
+    transport = httpx.ASGITransport(create_api([ServedModel("tiny", held)]), raise_app_exceptions=False)
+    asked = {"model": "tiny", "messages": messages("q"), "tools": [with_pattern(pattern)], "tool_choice": "required"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        response = await client.post("/v1/chat/completions", json={**asked, "max_tokens": 1})
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["param"] == "tools"
 
 
 async def test_schemas_are_looked_at_beside_the_event_loop(
     api_client: Client, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[int] = set()
-    monkeypatch.setattr(Draft202012Validator, "check_schema", lambda schema: threads.add(threading.get_ident()))
+    monkeypatch.setattr(tools, "check_schema", lambda schema: threads.add(threading.get_ident()))
     async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
         assert (await client.post("/v1/chat/completions", json=ask(tools=[WEATHER]))).status_code == 200
         asked = {"messages": messages("q"), "tools": [WEATHER]}
