@@ -32,6 +32,14 @@ SIZES = {
 }
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
 
+GEMMA3N = {
+    "head_dim": 16,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 600,
+}
+
 
 def small(kind: str, **fields: Any) -> LoadedModel:
     """A random model of `kind` with four layers, without parameters that say nothing, such as norms of ones."""
@@ -66,6 +74,7 @@ async def answer(engine: NativeEngine, prompt: tuple[int, ...]) -> list[int]:
         ("mixtral", {"num_local_experts": 4}),
         ("gemma2", {**LAYERS, "head_dim": 16, "attn_logit_softcapping": None}),
         ("gemma3_text", {**LAYERS, "head_dim": 16}),
+        ("gemma3n_text", {**LAYERS, "num_kv_shared_layers": 2, **GEMMA3N}),
         ("phi3", {}),
         ("olmo2", {}),
         ("granite", {}),
