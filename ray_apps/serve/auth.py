@@ -95,7 +95,7 @@ class Authentication:
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         try:
-            if scope["type"] != "lifespan" and not _is_health(scope):
+            if scope["type"] != "lifespan" and not is_health(scope):
                 self._identify(scope)
         except ApiError as error:
             await error_response(error.failure)(scope, receive, send)
@@ -122,8 +122,8 @@ class Authentication:
         current_request().key_name = name
 
 
-def _is_health(scope: Scope) -> bool:
-    """Whether the router will take it for `/health`, and nothing else."""
+def is_health(scope: Scope) -> bool:
+    """Whether it is a request that the router will take for `/health`, and nothing else."""
     return scope["path"] == scope.get("root_path", "") + _HEALTH and scope["method"] in ("GET", "HEAD")
 
 

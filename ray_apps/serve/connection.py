@@ -89,7 +89,8 @@ def clean(scope: Scope) -> Scope:
 
 
 def _is_fine(name: bytes, value: bytes) -> bool:
-    if name.replace(b"_", b"-") in _NOT_FOR_CLIENTS:
+    name = name.replace(b"_", b"-")  # Serve takes either spelling
+    if name in _NOT_FOR_CLIENTS:
         return False
     return name not in _FORMS or bool(_FORMS[name].fullmatch(value))
 

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data_prep.errors import ConfigError
+from ray_apps.serve.auth import is_health
 from ray_apps.serve.metrics import RequestMetrics
 from ray_apps.serve.record import RequestRecord, begin
 
@@ -45,7 +46,7 @@ class RequestLog:
     """Keeps the record of each request, writes it as a line when it is over, and tells it to `metrics`.
 
     A client may name its request with `X-Request-Id`; the answer has that header too, unless something in front adds it
-    (`names_requests` False). `/health` is not written down. `write` None: nothing is.
+    (`names_requests` False). A look at `/health` is not told. `write` None: nothing is written.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         record = RequestRecord(method=scope["method"], path=scope["path"])
+        is_told = not is_health(scope)  # before what is behind it changes the scope
         name = Headers(scope=scope).get(_HEADER, "")
         if _PLAIN_NAME.fullmatch(name):
             record.request_id = name
@@ -84,11 +86,10 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            self._end(record)
+            if is_told:
+                self._end(record)
 
     def _end(self, record: RequestRecord) -> None:
-        if record.path.endswith("/health"):
-            return
         if self._metrics:
             self._metrics.ended(record)
         if self._write:

@@ -1,11 +1,13 @@
 """Attention of a pass: each segment to its own slot and to nothing else, through transformers' attention interface."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from data_prep.errors import ModelError
 from ray_apps.engine.native.cache import Pass
@@ -14,6 +16,12 @@ SLOTS = "slots"
 """The name under which transformers knows it. It has no mask of tokens × tokens there, and gets none."""
 
 _KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
+_KNOWN_TENSORS = {"position_ids", "cache_position"}
+"""Of what layers hand to attention, those that say what the pass says already."""
+
+
+class UnsupportedAttentionError(Exception):
+    """What a layer asks for is not done over slots."""
 
 
 def register() -> None:
@@ -21,17 +29,40 @@ def register() -> None:
     AttentionInterface.register(SLOTS, slot_attention)
 
 
+def unsupported(config: PreTrainedConfig, reason: str) -> ModelError:
+    """What is raised where this engine would not answer as the model does."""
+    return ModelError(
+        f"the native engine cannot serve a {config.model_type} model: {reason}; valid: a model of plain attention, or "
+        "args.engine: vllm"
+    )
+
+
 def check_supported(config: PreTrainedConfig) -> None:
-    """Refuse a model whose layers are not plain attention.
+    """Refuse a model whose layers are not plain attention, before its weights are read.
 
     Raises:
         ModelError: naming what is not supported.
     """
-    kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS_OF_LAYERS
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - _KINDS_OF_LAYERS
     if kinds:
-        raise ModelError(f"the native engine has no {', '.join(sorted(kinds))} layers; valid: full and sliding ones")
-    if getattr(config, "attn_logit_softcapping", None):
-        raise ModelError("the native engine has no attn_logit_softcapping")
+        raise unsupported(config, f"it has {', '.join(sorted(kinds))} layers")
+    if getattr(text, "attn_logit_softcapping", None):
+        raise unsupported(config, "it has attn_logit_softcapping")
+
+
+def use_slots(model: PreTrainedModel) -> None:
+    """Have the attention of `model` go to the slots of a cache. What only a pass shows, `slot_attention` refuses.
+
+    Raises:
+        ModelError: it cannot; naming why.
+    """
+    register()
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise unsupported(model.config, "it takes no position_ids")
+    model.set_attn_implementation(SLOTS)
+    if model.config.get_text_config()._attn_implementation != SLOTS:
+        raise unsupported(model.config, "its attention is its own, not to be replaced in transformers")
 
 
 def slot_attention(
@@ -49,7 +80,11 @@ def slot_attention(
     """Attend from `query` `[1, heads, tokens, size]` to `key` and `value` `[slots, key heads, length, size]`.
 
     A single token's query heads that share a key head stand in for several queries, so that no key is repeated.
+
+    Raises:
+        UnsupportedAttentionError: the layer asks for more than to attend to what is before a token.
     """
+    _check_plain(module, attention_mask, kwargs)
     num_heads, num_tokens, size = query.shape[1:]
     num_key_heads = key.shape[1]
     output = query.new_empty(num_tokens, num_heads, value.shape[-1])
@@ -78,3 +113,17 @@ def slot_attention(
             output[at:last] = attended[0].transpose(0, 1)
         at = last
     return output.unsqueeze(0), None
+
+
+def _check_plain(module: torch.nn.Module, attention_mask: Tensor | None, further: Mapping[str, Any]) -> None:
+    """Refuse what would change the result, under whatever name it is handed over."""
+    names = [name for name, value in further.items() if isinstance(value, Tensor) and name not in _KNOWN_TENSORS]
+    if attention_mask is not None:
+        names.append("a mask of its own")
+    if further.get("softcap") is not None:
+        names.append("softcap")
+    if names:
+        raise UnsupportedAttentionError(f"its attention has {', '.join(names)}")
+    is_causal = further.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UnsupportedAttentionError("its tokens attend to later ones")

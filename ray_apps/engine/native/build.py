@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data_prep.errors import ConfigError
+from ray_apps.engine.native.attention import check_supported
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.loading import LoadedModel, load_model, placement, read_config
 from ray_apps.engine.native.packing import pack
@@ -63,6 +64,7 @@ def build_native(
     if adapters:
         raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
     config = read_config(local_model_dir(model))  # looked at before other processes start
+    check_supported(config)
     placement(config, device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size)
     kind = choose_device(device).type
     start = _starter(shards_are_actors, kind, num_threads)

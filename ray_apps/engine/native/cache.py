@@ -158,9 +158,14 @@ class SlotCache(Cache):
         """Tokens that all slots together have room for."""
         return self.num_slots * self.max_len
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether layers have put keys and values into it."""
+        return any(layer.is_initialized for layer in self._slot_layers)
+
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Give slot `target` the first tokens of slot `source`."""
+        """Give slot `target` the first tokens of slot `source`. Layers that use those of others have none."""
         for layer in self._slot_layers:
-            for states in (layer.keys, layer.values):
+            for states in (layer.keys, layer.values) if layer.is_initialized else ():
                 assert states is not None
                 states[target, :, :num_tokens] = states[source, :, :num_tokens]

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class NativeEngine(LanguageEngine):
     model, a number of slots and their room.
 
     Raises:
-        ModelError: an adapter cannot be used with the model.
+        ModelError: the model cannot be served by this engine, or an adapter not with the model.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class NativeEngine(LanguageEngine):
         self._adapters = Adapters(loaded.model, adapters or {}, max_loaded_adapters)
         num_slots = fitting_slots(loaded.model, max_num_seqs, loaded.max_model_len)
         self._model = make_model(loaded.model, num_slots, loaded.max_model_len)
+        self._try_out()
         self._scheduler: Scheduler[Job] = Scheduler(num_slots, prefill_tokens)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outbox = _Outbox()
@@ -82,6 +84,15 @@ class NativeEngine(LanguageEngine):
         self._open: set[Job] = set()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
+
+    def _try_out(self) -> None:
+        """In a thread that ends, as those that load do: the threads of its products end with it."""
+        try:
+            with ThreadPoolExecutor(1) as trying:
+                trying.submit(self._model.try_out).result()
+        except BaseException:
+            self._model.close()
+            raise
 
     @property
     def max_model_len(self) -> int:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from data_prep.errors import ConfigError
 from ray_apps.engine.native.adapters import AdapterHooks
-from ray_apps.engine.native.attention import SLOTS, check_supported, register
+from ray_apps.engine.native.attention import UnsupportedAttentionError, unsupported, use_slots
 from ray_apps.engine.native.cache import Pass, Segment, SlotCache
 from ray_apps.machine import free_memory
 
@@ -26,6 +26,7 @@ def fitting_slots(model: PreTrainedModel, wanted: int, max_len: int) -> int:
     """`wanted` slots, or as many as the free memory has room for when all of them are full.
 
     Raises:
+        ModelError: as `layers_by_device`.
         ConfigError: there is no room for a single one; naming the field and what would be valid.
     """
     config = model.config.get_text_config()
@@ -50,8 +51,17 @@ def fitting_slots(model: PreTrainedModel, wanted: int, max_len: int) -> int:
 
 
 def layers_by_device(model: PreTrainedModel) -> Counter[torch.device]:
-    """How many layers of the decoder are worked on by each device."""
-    devices = [next(layer.parameters()).device for layer in model.get_decoder().layers]
+    """How many layers of the decoder are worked on by each device.
+
+    Raises:
+        ModelError: it has no list of them.
+    """
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        raise unsupported(model.config, "it has no list of layers")
+    num_layers = model.config.get_text_config().num_hidden_layers
+    layers = max(lists, key=lambda layers: len(layers) == num_layers)  # the first that is so long
+    devices = [next(layer.parameters()).device for layer in layers]
     return Counter(model.device if device.type == "meta" else device for device in devices)
 
 
@@ -60,29 +70,53 @@ class LostModelError(RuntimeError):
 
 
 class SlotModel:
-    """An unmodified model of transformers whose attention goes to the slots of a cache."""
+    """An unmodified model of transformers whose attention goes to the slots of a cache.
+
+    Raises:
+        ModelError: its attention cannot.
+    """
 
     def __init__(self, model: PreTrainedModel, num_slots: int, max_len: int) -> None:
-        check_supported(model.config)
-        register()
-        model.set_attn_implementation(SLOTS)
+        use_slots(model)
         self._model = model
         self._hidden: Tensor | None = None
         self._adapters = AdapterHooks(model)
         model.get_decoder().register_forward_hook(self._keep_hidden)
-        self.cache = SlotCache(model.config.num_hidden_layers, num_slots, max_len)
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, num_slots, max_len)
 
     @property
     def device(self) -> torch.device:
         """Where the tokens go in."""
         return self._model.device
 
-    @torch.inference_mode()
+    def try_out(self) -> None:
+        """Make a pass of one token, before the first of any request: no slot holds it.
+
+        Raises:
+            ModelError: the model cannot be read on slots as it reads by itself.
+        """
+        config = self._model.config
+        try:
+            self._pass([Segment(0, 0, 1)], [0], [0])
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except UnsupportedAttentionError as error:
+            raise unsupported(config, str(error)) from None
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise unsupported(config, f"a pass fails: {type(error).__name__}: {reason}") from error
+        if not self.cache.is_in_use:
+            raise unsupported(config, "its layers keep no keys and values here")
+
     def forward(self, segments: Sequence[Segment], token_ids: Sequence[int], chosen: Sequence[int]) -> Tensor:
         """Read the segments' tokens, one segment after another; the logits `[chosen, vocabulary]` after some of them.
 
         `chosen`: indices into `token_ids`.
         """
+        return self._pass(segments, token_ids, chosen)
+
+    @torch.inference_mode()
+    def _pass(self, segments: Sequence[Segment], token_ids: Sequence[int], chosen: Sequence[int]) -> Tensor:
         current = Pass(segments, self.device, self._model.dtype)
         self.cache.current = current
         self._adapters.select(segments, self.device)

@@ -13,6 +13,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from data_prep.errors import ConfigError, ModelError
 from data_prep.tokenizer import load_tokenizer
 from ray_apps.engine.language import Language, read_language
+from ray_apps.engine.native.attention import check_supported
 from ray_apps.model_dir import local_model_dir
 from ray_apps.models import choose_device, load_causal_lm
 
@@ -59,9 +60,9 @@ def load_model(
     """
     directory = local_model_dir(model)
     tokenizer = load_tokenizer(str(directory))
-    options = placement(
-        read_config(directory), device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size
-    )
+    config = read_config(directory)
+    check_supported(config)
+    options = placement(config, device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size)
     causal_lm = load_causal_lm(directory, dtype=dtype, device=device, **options).eval()
     language = read_language(tokenizer, causal_lm.config, causal_lm.generation_config)
     return LoadedModel(causal_lm, language, choose_max_model_len(causal_lm.config, max_model_len))

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data_prep.errors import ConfigError
+from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.native.cache import Segment
 from ray_apps.engine.native.forward import LostModelError, SlotModel
 from ray_apps.engine.native.loading import LoadedModel, read_config
@@ -138,13 +138,23 @@ class ShardedModel(SlotModel):
     def __init__(
         self, model: PreTrainedModel, num_slots: int, max_len: int, *, told: dist.ProcessGroup, shards: Shards
     ) -> None:
-        super().__init__(model, num_slots, max_len)
         self._told, self._shards = told, shards
+        try:
+            super().__init__(model, num_slots, max_len)
+        except BaseException:
+            self.close()
+            raise
         self._tell(num_slots)
         _expect_answers(told)
 
     def _tell(self, what: Any) -> None:
         dist.broadcast_object_list([what], src=0, group=self._told)
+
+    def try_out(self) -> None:
+        """As that of one process."""
+        with self._all_or_nothing():
+            self._tell(("try_out",))
+            super().try_out()
 
     def forward(self, segments: Sequence[Segment], token_ids: Sequence[int], chosen: Sequence[int]) -> Tensor:
         """As that of one process."""
@@ -162,6 +172,8 @@ class ShardedModel(SlotModel):
     def _all_or_nothing(self) -> Iterator[None]:
         try:
             yield
+        except ModelError:
+            raise
         except Exception as error:
             raise LostModelError(f"a pass over all shards failed: {type(error).__name__}: {error}") from error
 

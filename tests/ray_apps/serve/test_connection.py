@@ -119,6 +119,7 @@ def test_headers_that_serve_would_obey_do_not_come_from_a_client() -> None:
         (b"authorization", b"Bearer \xff"),
         (b"x-session-id", b"user:7=a"),
         (b"x-request-id", b"1"),
+        (b"x_session_id", b"user:7=a"),
     ]
     dropped = [
         (b"x-request-disconnect-disabled", b"?1"),
@@ -131,6 +132,8 @@ def test_headers_that_serve_would_obey_do_not_come_from_a_client() -> None:
         (b"x-request-id", b"\xff"),
         (b"x-request-id", b"x" * 129),
         (b"x-session-id", b"two words"),
+        (b"x_session_id", b"\xff"),
+        (b"X_Session-Id", b"two words"),
     ]
     assert clean({"type": "http", "headers": kept + dropped})["headers"] == kept
 

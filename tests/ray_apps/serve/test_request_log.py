@@ -72,6 +72,19 @@ async def test_what_a_client_sends_cannot_forge_a_line() -> None:
     assert len(lines[0]) < 1000
 
 
+async def test_a_look_at_health_leaves_no_line_and_whatever_resembles_it_does() -> None:
+    lines: list[str] = []
+    async with client(lines) as asking:
+        await asking.head("/health")
+        await asking.get("/health")
+        await asking.post("/health")
+        await asking.get("/v1/health")
+    assert [(told["method"], told["path"]) for told in map(json.loads, lines)] == [
+        ("POST", "/health"),
+        ("GET", "/v1/health"),
+    ]
+
+
 def test_lines_are_appended_to_a_file(tmp_path: Path) -> None:
     target = tmp_path / "requests.jsonl"
     for text in ("one", "two"):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from data_prep.errors import ConfigError
+from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.native import shards
 from ray_apps.engine.native.engine import NativeEngine
@@ -125,6 +125,26 @@ def test_a_shard_that_dies_or_hangs_is_the_end_of_the_model(tiny_model_dir: Path
 @pytest.mark.slow
 def test_a_shard_that_dies_while_nothing_is_asked_is_noticed(tiny_model_dir: Path) -> None:
     assert in_a_process(tiny_model_dir, lose_in_silence) == "a shard of the model is gone"
+
+
+def refused(model: Path) -> tuple[str, int]:
+    """Why, and how many other processes are left."""
+    with pytest.raises(ModelError) as caught:
+        build(model)
+    return str(caught.value), len(multiprocessing.active_children())
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_served_is_refused_and_leaves_no_shard(tmp_path: Path) -> None:
+    config = CONFIG_MAPPING["granite_swa"](
+        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+    tiny.byte_level().save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        told = pool.submit(refused, tmp_path).result(timeout=120)
+    assert told[0].startswith("the native engine cannot serve a granite_swa model: its attention has s_aux; valid: ")
+    assert told[1] == 0
 
 
 def test_key_heads_that_do_not_divide_are_refused_by_name(tmp_path: Path) -> None:
