@@ -119,10 +119,27 @@ def placement(
 
 
 def choose_max_model_len(config: Any, wanted: int | None) -> int:
-    """`wanted` tokens, or as many as the model's positions allow."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """`wanted` tokens, or as many as the model's positions allow.
+
+    Raises:
+        ConfigError: the model reads fewer, or does not say how many.
+    """
+    limit = _longest(config.get_text_config())
     if limit is None and wanted is None:
         raise ConfigError("args.max_model_len: is required, because the model's config does not say how long it reads")
     if limit is not None and wanted is not None and wanted > limit:
         raise ConfigError(f"args.max_model_len: {wanted} is not valid; the model reads at most {limit} tokens")
     return int(wanted or limit or 0)
+
+
+def _longest(config: Any) -> int | None:
+    """The most tokens that the model reads, here.
+
+    LongRoPE (Ding et al. 2024) has other factors beyond the length of its first training, and takes them for all that
+    is in a pass: one long chat would change everybody's answers. So there is none.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
+    shorter = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    limits = [getattr(config, "max_position_embeddings", None), *shorter]
+    return min((limit for limit in limits if limit is not None), default=None)
