@@ -15,6 +15,7 @@ import psutil
 from benchmarks.support.load import NUM_TOKENS, requests_per_client
 from benchmarks.support.prompts import Chat, Prompts
 from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import Engine, GenerationRequest, SamplingParams
 
 
@@ -45,7 +46,7 @@ def read_rates(printed: str) -> dict[tuple[int, int], float]:
 async def main() -> None:
     model, max_model_len, seed, *loads = sys.argv[1:]
     imported = time.time()
-    engine = build_engine("native", model, max_model_len=int(max_model_len), max_num_seqs=32)
+    engine = build_engine("native", model, EngineOptions(max_model_len=int(max_model_len), max_num_seqs=32))
     loaded = time.time()
     prompts = Prompts(Path(model), int(seed))
     wanted = [tuple(map(int, load.split(":"))) for load in loads]

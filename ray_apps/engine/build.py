@@ -1,87 +1,37 @@
 """Choosing and building an engine. Nothing heavy is imported before it is chosen."""
 
-from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 from data_prep.errors import ConfigError
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.options import Device, EngineOptions
 from ray_apps.engine.protocol import Engine
-from ray_apps.machine import count_gpus, usable_cpus
+from ray_apps.machine import count_gpus
 
 EngineName = Literal["auto", "native", "vllm", "fake"]
-Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "bfloat16", "float32"]
-Quantization = Literal["int8", "nf4"]
+
+_DEFAULT = EngineOptions()
 
 
-def build_engine(
-    name: EngineName,
-    model: str,
-    *,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    max_model_len: int | None = None,
-    num_threads: int | None = None,
-    max_num_seqs: int = 16,
-    adapters: Mapping[str, str] | None = None,
-    max_loaded_adapters: int = 8,
-    quantize: Quantization | None = None,
-    device_map: Literal["auto"] | None = None,
-    max_memory: Mapping[Any, str] | None = None,
-    tensor_parallel_size: int = 1,
-    shards_are_actors: bool = False,
-    engine_args: Mapping[str, Any] | None = None,
-) -> Engine:
+def build_engine(name: EngineName, model: str, options: EngineOptions = _DEFAULT) -> Engine:
     """Build the engine called `name` for `model`; `auto` is vLLM on a GPU where it is installed, else the native one.
 
-    `max_model_len` None means as long as the model reads. `num_threads` bounds the CPU threads of one operation; None
-    means every core. `max_num_seqs`: requests worked on at a time; further ones wait. `adapters`: directories by the
-    names under which the model is asked through them, `max_loaded_adapters` of which are held at a time.
-    `tensor_parallel_size`: devices that divide the model among them. `engine_args`: further arguments of vLLM's, for
-    that engine. `quantize`, `device_map`, `max_memory` and `shards_are_actors`: as `build_native` takes them. The fake
-    engine takes no model, and any adapter.
+    `model`: a directory, an `s3://` path or a hub id. The fake engine takes no model, and any adapter.
 
     Raises:
         ModelError: the model cannot be used.
         ConfigError: it cannot be used in this way; the message names the field.
     """
     if name == "fake":
-        return FakeEngine(max_model_len=max_model_len or 4096, adapters=adapters or ())
-    if choose_engine(name, device) == "vllm":
-        if quantize or device_map or max_memory:
-            raise ConfigError("args.quantize, device_map and max_memory: are the native engine's; vLLM has engine_args")
-        return _build_vllm(
-            model,
-            device=device,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            num_threads=num_threads or usable_cpus(),
-            max_num_seqs=max_num_seqs,
-            adapters=adapters or {},
-            max_loaded_adapters=max_loaded_adapters,
-            tensor_parallel_size=tensor_parallel_size,
-            engine_args=engine_args,
-        )
-    if engine_args:
+        return FakeEngine(max_model_len=options.max_model_len or 4096, adapters=options.adapters)
+    if choose_engine(name, options.device) == "vllm":
+        return _build_vllm(model, options)
+    if options.engine_args:
         raise ConfigError("args.engine_args: are those of vLLM; the native engine takes none")
     from ray_apps.engine.native.build import build_native
 
-    return build_native(
-        model,
-        device=device,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        num_threads=num_threads or max(1, usable_cpus() // tensor_parallel_size),
-        max_num_seqs=max_num_seqs,
-        adapters=adapters or {},
-        max_loaded_adapters=max_loaded_adapters,
-        quantize=quantize,
-        device_map=device_map,
-        max_memory=max_memory,
-        tensor_parallel_size=tensor_parallel_size,
-        shards_are_actors=shards_are_actors,
-    )
+    return build_native(model, options)
 
 
 def choose_engine(name: EngineName, device: Device) -> EngineName:
@@ -100,7 +50,9 @@ def _uses_gpu(device: Device) -> bool:
     return device == "cuda" or (device == "auto" and count_gpus() > 0)
 
 
-def _build_vllm(model: str, **options: Any) -> Engine:
+def _build_vllm(model: str, options: EngineOptions) -> Engine:
+    if options.quantize or options.device_map or options.max_memory:
+        raise ConfigError("args.quantize, device_map and max_memory: are the native engine's; vLLM has engine_args")
     if not is_vllm_installed():
         raise ConfigError(
             "args.engine: 'vllm' is not valid, because vLLM is not installed; run `pip install -e '.[vllm]'`, or "
@@ -108,4 +60,4 @@ def _build_vllm(model: str, **options: Any) -> Engine:
         )
     from ray_apps.engine.vllm.loading import load_engine
 
-    return load_engine(model, **options)
+    return load_engine(model, options)

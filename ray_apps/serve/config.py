@@ -10,7 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from data_prep.config import Settings
 from data_prep.errors import ModelError
 from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
-from ray_apps.engine.build import Device, Dtype, EngineName, Quantization
+from ray_apps.engine.build import EngineName
+from ray_apps.engine.options import Device, Dtype, Quantization
 from ray_apps.serve.jobs import Truncation
 from ray_apps.serve.policy import Limits, RequestLogging, Security
 from ray_apps.serve.scaling import Autoscaling

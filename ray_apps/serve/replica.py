@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve import metrics
 
 from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.errors import ApiError, Failure
@@ -26,23 +27,7 @@ class Replica:
     """Loads the model of `args` and answers the ingress."""
 
     def __init__(self, args: ModelArgs) -> None:
-        self._engine = build_engine(
-            args.engine,
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            num_threads=args.num_threads,
-            max_num_seqs=args.max_ongoing_requests,
-            adapters=args.adapters,
-            max_loaded_adapters=args.max_loaded_adapters,
-            quantize=args.quantize,
-            device_map=args.device_map,
-            max_memory=args.max_memory,
-            tensor_parallel_size=args.num_devices,
-            shards_are_actors=True,
-            engine_args=args.engine_args,
-        )
+        self._engine = build_engine(args.engine, args.model, engine_options(args))
         self._backend = EngineBackend(self._engine, truncate=args.truncate, stream_interval_s=args.stream_interval_s)
         self._hold = _holding(args.max_loaded_adapters)
         engine_metrics = EngineMetrics(metrics)
@@ -90,6 +75,25 @@ class Replica:
         # Serve calls this when the answers are finished or their time is up. A constructor that failed left no engine.
         if hasattr(self, "_engine"):
             self._engine.shutdown()
+
+
+def engine_options(args: ModelArgs) -> EngineOptions:
+    """How the engine of a replica is built."""
+    return EngineOptions(
+        device=args.device,
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+        num_threads=args.num_threads,
+        max_num_seqs=args.max_ongoing_requests,
+        adapters=args.adapters,
+        max_loaded_adapters=args.max_loaded_adapters,
+        tensor_parallel_size=args.num_devices,
+        quantize=args.quantize,
+        device_map=args.device_map,
+        max_memory=args.max_memory,
+        shards_are_actors=True,
+        engine_args=args.engine_args,
+    )
 
 
 def _holding(most: int) -> Callable[[str], Awaitable[None]]:

@@ -19,6 +19,7 @@ import uvicorn
 from transformers import AutoTokenizer
 
 from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
 from ray_apps.serve.api import create_api
 from ray_apps.serve.auth import KEYS_VARIABLE, load_keys
 from ray_apps.serve.backend import EngineBackend
@@ -100,7 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(directory)
-    engine = build_engine("native", str(directory), device="cpu", dtype="float32")
+    engine = build_engine("native", str(directory), EngineOptions(device="cpu", dtype="float32"))
     api = create_api([ServedModel("tiny", EngineBackend(engine))])
     keys = load_keys(None, {KEYS_VARIABLE: KEY})
     server = uvicorn.Server(

@@ -9,18 +9,17 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from ray_apps.engine.language import LanguageEngine
 from ray_apps.engine.native.adapters import Adapters
 from ray_apps.engine.native.cache import Segment
-from ray_apps.engine.native.forward import LostModelError, SlotModel, fitting_slots
+from ray_apps.engine.native.forward import LostModelError, MakeModel, SlotModel, fitting_slots
 from ray_apps.engine.native.jobs import AnswerJob, EmbeddingJob, Item, Job, Outcome, Part
 from ray_apps.engine.native.loading import LoadedModel
 from ray_apps.engine.native.pulse import PATIENCE_S, Pulse
@@ -51,8 +50,7 @@ class NativeEngine(LanguageEngine):
 
     `max_num_seqs`: requests worked on at a time; further ones wait. `prefill_tokens`: of prompts, read in one pass.
     `patience_s`: when a pass takes longer, the engine counts as stuck. `adapters`: directories by name, of which
-    `max_loaded_adapters` are held at a time. `make_model`: what does the passes, from a
-    model, a number of slots and their room.
+    `max_loaded_adapters` are held at a time. `make_model`: what does the passes.
 
     Raises:
         ModelError: the model cannot be served by this engine, or an adapter not with the model.
@@ -67,7 +65,7 @@ class NativeEngine(LanguageEngine):
         patience_s: float = PATIENCE_S,
         adapters: Mapping[str, str] | None = None,
         max_loaded_adapters: int = 8,
-        make_model: Callable[[PreTrainedModel, int, int], SlotModel] = SlotModel,
+        make_model: MakeModel = SlotModel,
     ) -> None:
         super().__init__(loaded.language)
         self._loaded = loaded

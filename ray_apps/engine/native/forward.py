@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -154,3 +154,7 @@ class SlotModel:
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give slot `target` the first tokens of slot `source`."""
         self.cache.copy(source, target, num_tokens)
+
+
+MakeModel = Callable[[PreTrainedModel, int, int], SlotModel]
+"""Gives a model a number of slots, each with room for so many tokens."""

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.native.cache import Segment
-from ray_apps.engine.native.forward import LostModelError, SlotModel
+from ray_apps.engine.native.forward import LostModelError, MakeModel, SlotModel
 from ray_apps.engine.native.loading import LoadedModel, read_config
 from ray_apps.model_dir import local_model_dir
 
@@ -217,9 +217,7 @@ class ProcessShards:
             process.join()
 
 
-def load_sharded(
-    load: Load, model: str, size: int, start: StartShards, device: str
-) -> tuple[LoadedModel, Callable[[PreTrainedModel, int, int], ShardedModel]]:
+def load_sharded(load: Load, model: str, size: int, start: StartShards, device: str) -> tuple[LoadedModel, MakeModel]:
     """Start the other processes and load `model` in all; also returns what makes the `ShardedModel` of rank 0.
 
     Raises:

@@ -18,6 +18,7 @@ from data_prep.tokenizer import load_tokenizer
 from ray_apps.engine.language import read_language
 from ray_apps.engine.native.adapters import check_adapter
 from ray_apps.engine.native.loading import choose_max_model_len
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.vllm.engine import Gauge, VllmEngine
 from ray_apps.engine.vllm.orphans import OWNER
 from ray_apps.machine import free_memory
@@ -31,53 +32,42 @@ _SHARE = 0.8
 """Of the memory that is free beside the weights, for keys and values."""
 
 
-def load_engine(
-    model: str,
-    *,
-    device: str,
-    dtype: str,
-    max_model_len: int | None,
-    num_threads: int,
-    max_num_seqs: int,
-    adapters: Mapping[str, str],
-    max_loaded_adapters: int,
-    tensor_parallel_size: int = 1,
-    engine_args: Mapping[str, Any] | None = None,
-) -> VllmEngine:
-    """Start vLLM on `model`: a directory, an `s3://` path or a hub id. See `build_engine` for the rest.
+def load_engine(model: str, options: EngineOptions) -> VllmEngine:
+    """Start vLLM on `model`: a directory, an `s3://` path or a hub id.
 
     Raises:
         ModelError: the model cannot be used, or vLLM does not start on it.
         ConfigError: it cannot be used in this way; the message names the field.
     """
-    check_device(device)
+    size = options.tensor_parallel_size
+    check_device(options.device)
     directory = local_model_dir(model)
     outline = check_causal_lm(directory)
     tokenizer = load_tokenizer(str(directory))
     language = read_language(tokenizer, outline.config, outline.generation_config)
-    length = choose_max_model_len(outline.config, max_model_len)
-    chosen = DTYPES.get(dtype, outline.dtype)
+    length = choose_max_model_len(outline.config, options.max_model_len)
+    chosen = DTYPES.get(options.dtype, outline.dtype)
     fields = {
         "model": str(directory),
         "dtype": str(chosen).removeprefix("torch."),
         "max_model_len": length,
-        "max_num_seqs": max_num_seqs,
+        "max_num_seqs": options.max_num_seqs,
         "max_logprobs": -1,  # how many may be asked for is the API's to say
         "seed": secrets.randbits(31),  # requests without a seed of their own differ from one start to the next
         "structured_outputs_config": {"backend": "guidance"},
         "disable_log_stats": True,
         "trust_remote_code": False,
         "load_format": "safetensors",
-        **_parallel(outline, tensor_parallel_size),
-        **_lora(adapters, max_loaded_adapters, outline),
+        **_parallel(outline, size),
+        **_lora(options.adapters, options.max_loaded_adapters, outline),
     }
     if current_platform.is_cpu():
-        share_cores(num_threads, tensor_parallel_size)
+        share_cores(options.threads, size)
         longest = cache_bytes(outline.config.get_text_config(), chosen.itemsize, length)
-        fields["kv_cache_memory_bytes"] = room_for(longest, max_num_seqs, directory) // tensor_parallel_size
+        fields["kv_cache_memory_bytes"] = room_for(longest, options.max_num_seqs, directory) // size
     gauge = Gauge()
-    llm = _start(directory, {**fields, **check_engine_args(engine_args or {}, fields)}, gauge)
-    return VllmEngine(llm, language, gauge, max_model_len=length, adapters=adapters)
+    llm = _start(directory, {**fields, **check_engine_args(options.engine_args, fields)}, gauge)
+    return VllmEngine(llm, language, gauge, max_model_len=length, adapters=options.adapters)
 
 
 def check_device(device: str) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import ConfigError, ModelError
-from ray_apps.engine.build import Device, build_engine, choose_engine
+from ray_apps.engine.build import build_engine, choose_engine
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.native.engine import NativeEngine
+from ray_apps.engine.options import Device, EngineOptions
 
 
 def test_auto_is_the_native_engine(tiny_model_dir: Path) -> None:
-    engine = build_engine("auto", str(tiny_model_dir), device="cpu", max_model_len=64)
+    engine = build_engine("auto", str(tiny_model_dir), EngineOptions(device="cpu", max_model_len=64))
     assert isinstance(engine, NativeEngine)
     assert engine.max_model_len == 64
     engine.shutdown()
@@ -33,11 +34,11 @@ def test_what_only_vllm_has_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=r"args\.engine: 'vllm' is not valid, .*pip install -e '\.\[vllm\]'"):
         build_engine("vllm", str(tiny_model_dir))
     with pytest.raises(ConfigError, match=r"args\.engine_args: are those of vLLM"):
-        build_engine("native", str(tiny_model_dir), engine_args={"enforce_eager": True})
+        build_engine("native", str(tiny_model_dir), EngineOptions(engine_args={"enforce_eager": True}))
 
 
 def test_the_fake_engine_takes_no_model() -> None:
-    engine = build_engine("fake", "nowhere", max_model_len=64)
+    engine = build_engine("fake", "nowhere", EngineOptions(max_model_len=64))
     assert isinstance(engine, FakeEngine)
     assert engine.max_model_len == 64
 

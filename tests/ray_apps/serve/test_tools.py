@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import MAX_SCHEMA_CHARACTERS, SamplingParams
 from ray_apps.serve import tools
 from ray_apps.serve.api import create_api
@@ -216,7 +217,7 @@ def held(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
     )
     tokenizer.save_pretrained(directory)
-    engine = build_engine("native", str(directory), device="cpu", dtype="float32")
+    engine = build_engine("native", str(directory), EngineOptions(device="cpu", dtype="float32"))
     yield EngineBackend(engine)
     engine.shutdown()
 

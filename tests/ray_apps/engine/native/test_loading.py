@@ -13,6 +13,7 @@ from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.loading import choose_max_model_len, load_model
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import GenerationRequest, SamplingParams
 
 PROMPT = tuple(range(20, 60))
@@ -51,7 +52,7 @@ def test_a_quantised_model_answers_as_transformers_has_it(tiny_model_dir: Path, 
 
 def test_layers_are_spread_over_several_gpus_alone(tiny_model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"args\.device_map: 'auto' is for several GPUs; here are 0"):
-        build_engine("native", str(tiny_model_dir), device="cpu", device_map="auto")
+        build_engine("native", str(tiny_model_dir), EngineOptions(device="cpu", device_map="auto"))
 
 
 def with_code(model: Path, directory: Path, mark: Path, **config: Any) -> Path:

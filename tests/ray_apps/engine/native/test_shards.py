@@ -18,6 +18,7 @@ from ray_apps.engine.native import shards
 from ray_apps.engine.native.engine import NativeEngine
 from ray_apps.engine.native.loading import load_model
 from ray_apps.engine.native.shards import check_divides
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import EngineError, EngineStoppedError, GenerationRequest, SamplingParams
 from tests import tiny
 
@@ -25,9 +26,8 @@ PROMPTS = [tuple(range(20, 20 + length)) for length in (3, 40, 70)]
 
 
 def build(model: Path, **options: Any) -> NativeEngine:
-    engine = build_engine(
-        "native", str(model), device="cpu", dtype="float32", tensor_parallel_size=2, num_threads=1, **options
-    )
+    divided = EngineOptions(device="cpu", dtype="float32", tensor_parallel_size=2, num_threads=1, **options)
+    engine = build_engine("native", str(model), divided)
     assert isinstance(engine, NativeEngine)
     return engine
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import EngineStoppedError, UnsupportedError
 from tests.ray_apps.engine.contract import PROMPT, EngineContract, answer, ids, plain, reference, request, write_model
 from tests.vllm_processes import vllm_processes
@@ -59,9 +60,8 @@ def adapted(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def start(directory: Path, **options: Any) -> VllmEngine:
-    engine = build_engine(
-        "vllm", str(directory), device="cpu", max_num_seqs=4, engine_args={"enforce_eager": True}, **options
-    )
+    few = EngineOptions(device="cpu", max_num_seqs=4, engine_args={"enforce_eager": True}, **options)
+    engine = build_engine("vllm", str(directory), few)
     assert isinstance(engine, VllmEngine)
     return engine
 
@@ -140,8 +140,9 @@ async def test_shutdown_tells_those_who_wait(directory: Path) -> None:
 OWNER = """
 import sys, time
 from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
 if __name__ == "__main__":
-    engine = build_engine("vllm", sys.argv[1], device="cpu", engine_args={"enforce_eager": True})
+    engine = build_engine("vllm", sys.argv[1], EngineOptions(device="cpu", engine_args={"enforce_eager": True}))
     print("started", flush=True)
     time.sleep(300)
 """
@@ -173,9 +174,9 @@ async def test_what_vllm_started_ends_with_its_owner_killed(directory: Path, tmp
 )
 def test_wrong_settings_are_named(directory: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_engine("vllm", str(directory), **{"device": "cpu", **options})
+        build_engine("vllm", str(directory), EngineOptions(**{"device": "cpu", **options}))
 
 
 def test_what_vllm_refuses_is_one_line(directory: Path) -> None:
     with pytest.raises(ModelError, match=r"vLLM does not start on it: [^\n]+$"):
-        build_engine("vllm", str(directory), device="cpu", engine_args={"quantization": "nonsense"})
+        build_engine("vllm", str(directory), EngineOptions(device="cpu", engine_args={"quantization": "nonsense"}))
