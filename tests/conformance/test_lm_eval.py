@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.conftest import Programs, Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TASKS = Path(__file__).parent / "tasks"
 
 

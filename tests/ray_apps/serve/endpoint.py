@@ -18,6 +18,7 @@ from ray.util.state import list_actors
 
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import EngineStats
+from ray_apps.local_ray import local_cluster
 from ray_apps.serve.app import choose_resources, compose
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
@@ -125,11 +126,18 @@ def read_chunk(chunk: dict[str, Any], told: Told) -> None:
 
 
 @contextmanager
-def serve_environment() -> Iterator[None]:
-    """Within the block Ray is started as `vicuna serve` starts it."""
+def serve_environment(**variables: str) -> Iterator[None]:
+    """Within the block Ray is started as `vicuna serve` starts it, but for `variables`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in VARIABLES.items():
+        for name, value in {**VARIABLES, **variables}.items():
             patch.setenv(name, value)
+        yield
+
+
+@contextmanager
+def serve_cluster(num_cpus: int, **variables: str) -> Iterator[None]:
+    """Ray on this machine, started as `vicuna serve` starts it, but for `variables`."""
+    with serve_environment(**variables), local_cluster(num_cpus=num_cpus):
         yield
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.jobs import Job
 from tests.ray_apps.serve.endpoint import (
@@ -19,7 +18,7 @@ from tests.ray_apps.serve.endpoint import (
     Watched,
     actors,
     at_once,
-    serve_environment,
+    serve_cluster,
     serving,
     wait_until,
 )
@@ -30,7 +29,7 @@ LONG = {"max_tokens": 400, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with serve_environment(), local_cluster(num_cpus=4):
+    with serve_cluster(num_cpus=4):
         yield
 
 

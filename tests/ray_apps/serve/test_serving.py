@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from data_prep.errors import ServeError
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config_file import ServeFile, load_serve_file
 from ray_apps.serve.run import serving
 from tests import tiny as tiny_models
@@ -35,7 +34,7 @@ def client_of(url: str) -> openai.OpenAI:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_cluster(num_cpus=4):
+    with endpoint.serve_cluster(num_cpus=4):
         yield
 
 
