@@ -141,20 +141,24 @@ def serve_cluster(num_cpus: int, **variables: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def serving(kind: type[Replica] = Watched, **args: Any) -> Iterator[Endpoint]:
-    """An endpoint of one model called `m`, on a cluster that is up."""
+def start_serve() -> str:
+    """Start Serve on the cluster that is up, with which it ends; where it listens."""
     options = choose_port(HttpOptions(port=0))
     serve.start(http_options=options.model_dump())
+    return f"http://127.0.0.1:{options.port}"
+
+
+@contextmanager
+def serving(url: str, kind: type[Replica] = Watched, **args: Any) -> Iterator[Endpoint]:
+    """An endpoint of one model called `m`, by the Serve that listens at `url`."""
     try:
         deploy(kind, **args)
-        url = f"http://127.0.0.1:{options.port}"
         wait_until_ready(url)
         endpoint = Endpoint(url, "m")
         with endpoint.client:
             yield endpoint
     finally:
-        serve.shutdown()
+        serve.delete(APP)
 
 
 def deploy(kind: type[Replica] = Watched, **args: Any) -> None:

@@ -20,6 +20,7 @@ from tests.ray_apps.serve.endpoint import (
     serve_cluster,
     serve_environment,
     serving,
+    start_serve,
     wait_until,
 )
 
@@ -58,22 +59,22 @@ def nodes(endpoint: Endpoint) -> set[str]:
 
 
 class TestOnOneMachine:
-    @pytest.fixture(scope="class", autouse=True)
-    def cluster(self) -> Iterator[None]:
+    @pytest.fixture(scope="class")
+    def url(self) -> Iterator[str]:
         with serve_cluster(num_cpus=6, **QUICKLY_TOLD):
-            yield
+            yield start_serve()
 
-    def test_replicas_follow_the_load_up_and_down(self) -> None:
+    def test_replicas_follow_the_load_up_and_down(self, url: str) -> None:
         autoscaling = {"min_replicas": 1, "max_replicas": 3, **QUICK}
-        with serving(Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
+        with serving(url, Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
             assert endpoint.replica_states() == {"RUNNING": 1}
             with constant_load(endpoint, "x" * SECONDS, num_clients=12) as told:
                 wait_until(lambda: endpoint.replica_states()["RUNNING"] == 3)
             wait_until(lambda: endpoint.replica_states() == {"RUNNING": 1})
             assert {one.status for one in told} == {200}
 
-    def test_a_model_sleeps_until_it_is_asked(self) -> None:
-        with serving(Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
+    def test_a_model_sleeps_until_it_is_asked(self, url: str) -> None:
+        with serving(url, Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
             assert endpoint.replica_states() == {}
             assert endpoint.client.get("/health").json() == {"status": "ok", "models": {"asleep": 1}}
             assert endpoint.client.get("/v1/models/m").json()["state"] == "asleep"
@@ -82,8 +83,8 @@ class TestOnOneMachine:
             wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
 
     @pytest.mark.parametrize("num_replicas", [1, 2])
-    def test_no_request_fails_while_a_model_is_updated(self, num_replicas: int) -> None:
-        with serving(Slow, engine="fake", num_replicas=num_replicas) as endpoint:
+    def test_no_request_fails_while_a_model_is_updated(self, url: str, num_replicas: int) -> None:
+        with serving(url, Slow, engine="fake", num_replicas=num_replicas) as endpoint:
             before = names(endpoint)
             with constant_load(endpoint, "x" * SECONDS, num_clients=6) as told:
                 wait_until(lambda: len(told) > 6)
@@ -108,7 +109,7 @@ class TestOnSeveralNodes:
             cluster.shutdown()
 
     def test_a_node_that_is_drained_takes_no_stream_with_it(self, cluster: Cluster) -> None:
-        with serving(Slow, engine="fake", num_replicas=2) as endpoint, at_once(6) as pool:
+        with serving(start_serve(), Slow, engine="fake", num_replicas=2) as endpoint, at_once(6) as pool:
             streams = [pool.submit(endpoint.stream, f"{number} " + "x" * 8 * SECONDS) for number in range(6)]
             wait_until(lambda: all(stats.num_running for stats in endpoint.all_stats()))
             node = nodes(endpoint).pop()

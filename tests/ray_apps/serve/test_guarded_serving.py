@@ -21,7 +21,7 @@ from ray_apps.serve.config_file import load_serve_file
 from ray_apps.serve.connection import CALLBACK_VARIABLE, Connection
 from ray_apps.serve.metrics import ENGINE_METRICS, REQUEST_METRICS
 from ray_apps.serve.run import serving
-from tests.ray_apps.serve.endpoint import serve_cluster
+from tests.ray_apps.serve.endpoint import serve_environment
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ def url(log: Path) -> Iterator[str]:
     }
     overrides = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
     file = load_serve_file(ROOT / "serve_config.yaml", overrides)
-    with serve_cluster(num_cpus=4, **variables), serving(file) as address:
+    with serve_environment(**variables), serving(file) as address:
         yield address
 
 
