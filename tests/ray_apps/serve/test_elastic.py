@@ -64,15 +64,6 @@ class TestOnOneMachine:
         with serve_cluster(num_cpus=6, **QUICKLY_TOLD):
             yield start_serve()
 
-    def test_replicas_follow_the_load_up_and_down(self, url: str) -> None:
-        autoscaling = {"min_replicas": 1, "max_replicas": 3, **QUICK}
-        with serving(url, Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
-            assert endpoint.replica_states() == {"RUNNING": 1}
-            with constant_load(endpoint, "x" * SECONDS, num_clients=12) as told:
-                wait_until(lambda: endpoint.replica_states()["RUNNING"] == 3)
-            wait_until(lambda: endpoint.replica_states() == {"RUNNING": 1})
-            assert {one.status for one in told} == {200}
-
     def test_a_model_sleeps_until_it_is_asked(self, url: str) -> None:
         with serving(url, Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
             assert endpoint.replica_states() == {}
@@ -81,6 +72,15 @@ class TestOnOneMachine:
             assert endpoint.ask("good morning").text == "good morning"
             assert endpoint.client.get("/v1/models/m").json()["state"] == "ready"
             wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
+
+    def test_replicas_follow_the_load_up_and_down(self, url: str) -> None:
+        autoscaling = {"min_replicas": 1, "max_replicas": 3, **QUICK}
+        with serving(url, Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
+            assert endpoint.replica_states() == {"RUNNING": 1}
+            with constant_load(endpoint, "x" * SECONDS, num_clients=12) as told:
+                wait_until(lambda: endpoint.replica_states()["RUNNING"] == 3)
+            wait_until(lambda: endpoint.replica_states() == {"RUNNING": 1})
+            assert {one.status for one in told} == {200}
 
     @pytest.mark.parametrize("num_replicas", [1, 2])
     def test_no_request_fails_while_a_model_is_updated(self, url: str, num_replicas: int) -> None:

@@ -158,11 +158,9 @@ def test_a_stuck_engine_is_replaced(url: str, tiny_model_dir: Path, tmp_path: Pa
 
 
 def test_a_dead_shard_fails_its_replica_which_is_replaced(url: str, tiny_model_dir: Path) -> None:
-    fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1}
+    fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1, "tensor_parallel_size": 2}
     with serving(url, **fields) as endpoint:
         expected = endpoint.ask("hello", max_tokens=12)
-    with serving(url, **fields, tensor_parallel_size=2) as endpoint:
-        assert endpoint.ask("hello", max_tokens=12).text == expected.text
         (pid,) = pids(endpoint)
         (shard,) = (actor for actor in actors("") if actor.class_name == "_Shard")
         os.kill(shard.pid, signal.SIGKILL)
