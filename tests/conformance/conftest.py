@@ -1,31 +1,23 @@
-"""An endpoint behind a real socket, and programs that nobody here wrote as processes that ask it.
+"""An endpoint as `vicuna serve` starts it, and programs that nobody here wrote as processes that ask it.
 
 What the programs are pinned to is in `clients.txt`; `make test` installs them in `.clients`.
 """
 
 import json
 import os
-import socket
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-import uvicorn
 from transformers import AutoTokenizer
 
-from ray_apps.engine.build import build_engine
-from ray_apps.engine.options import EngineOptions
-from ray_apps.serve.api import create_api
-from ray_apps.serve.auth import KEYS_VARIABLE, load_keys
-from ray_apps.serve.backend import EngineBackend
-from ray_apps.serve.guards import guarded
-from ray_apps.serve.policy import Limits, Security
-from ray_apps.serve.routing import ServedModel
+from ray_apps.serve.auth import KEYS_VARIABLE
+from ray_apps.serve.config_file import load_serve_file
+from ray_apps.serve.run import serving
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -94,26 +86,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     return Programs(tmp_path_factory.mktemp("home"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A random model with tools, behind the guards that an endpoint has."""
+    """A random model with tools, which whoever has the key may ask."""
     directory = tiny.write_model(tmp_path_factory.mktemp("model"), max_position_embeddings=2048, initializer_range=0.2)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(directory)
-    engine = build_engine("native", str(directory), EngineOptions(device="cpu", dtype="float32"))
-    api = create_api([ServedModel("tiny", EngineBackend(engine))])
-    keys = load_keys(None, {KEYS_VARIABLE: KEY})
-    server = uvicorn.Server(
-        uvicorn.Config(guarded(api, keys, Security(), Limits()), lifespan="off", log_config=None, ws="none")
-    )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", directory)
-        server.should_exit = True
-        thread.join()
-    engine.shutdown()
+    fields = {"model": directory, "model_name": "tiny", "engine": "native", "device": "cpu", "dtype": "float32"}
+    overrides = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
+    file = load_serve_file(ROOT / "serve_config.yaml", overrides)
+    # What serving tells Ray by the environment is not for the tests that follow.
+    with patch.dict(os.environ, {KEYS_VARIABLE: KEY}), serving(file) as url:
+        yield Served(f"{url}/v1", directory)

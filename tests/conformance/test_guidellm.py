@@ -6,7 +6,7 @@ import pytest
 
 from tests.conformance.conftest import KEY, Programs, Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NUM_REQUESTS = 8
 NUM_TOKENS = 10
 

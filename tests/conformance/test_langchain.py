@@ -4,7 +4,7 @@ import pytest
 
 from tests.conformance.conftest import BIN, Programs, Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

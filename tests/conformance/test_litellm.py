@@ -5,7 +5,7 @@ import pytest
 
 from tests.conformance.conftest import Programs, Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """lm-eval on questions of our own, once through its own model and once through the endpoint."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from tests.conformance.conftest import Programs, Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TASKS = Path(__file__).parent / "tasks"
 
 
@@ -44,17 +45,28 @@ def samples(output: Path, task: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def own(programs: Programs, served: Served, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    arguments = f"pretrained={served.directory},dtype=float32"
-    return evaluate(programs, tasks, tmp_path_factory.mktemp("hf"), "hf", "--device", "cpu", "-a", arguments)
+def evaluations(
+    programs: Programs, served: Served, tasks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Evaluation, Evaluation]:
+    """Through its own model, and through the endpoint; side by side, for most of it is getting ready."""
+    hf, api = tmp_path_factory.mktemp("hf"), tmp_path_factory.mktemp("api")
+    itself = ("hf", "--device", "cpu", "-a", f"pretrained={served.directory},dtype=float32")
+    endpoint = f"base_url={served.url}/completions,model=tiny,num_concurrent=2"
+    asked = f"{endpoint},tokenizer={served.directory},tokenizer_backend=huggingface"
+    with ThreadPoolExecutor(2) as pool:
+        own = pool.submit(evaluate, programs, tasks, hf, *itself)
+        ours = pool.submit(evaluate, programs, tasks, api, "local-completions", "--batch_size", 4, "-a", asked)
+    return own.result(), ours.result()
 
 
 @pytest.fixture(scope="module")
-def ours(programs: Programs, served: Served, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    endpoint = f"base_url={served.url}/completions,model=tiny,num_concurrent=2"
-    arguments = f"{endpoint},tokenizer={served.directory},tokenizer_backend=huggingface"
-    output = tmp_path_factory.mktemp("api")
-    return evaluate(programs, tasks, output, "local-completions", "--batch_size", 4, "-a", arguments)
+def own(evaluations: tuple[Evaluation, Evaluation]) -> Evaluation:
+    return evaluations[0]
+
+
+@pytest.fixture(scope="module")
+def ours(evaluations: tuple[Evaluation, Evaluation]) -> Evaluation:
+    return evaluations[1]
 
 
 def test_the_scores_are_the_same(own: Evaluation, ours: Evaluation) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ray_apps.recipe import load_recipe, train_section
 from ray_apps.run_dir import RunDir
+from ray_apps.serve.environment import VARIABLES
 from tests import tiny
 from tests.processes import run_ranks
 from tests.ray_apps.train.test_loop import exported
@@ -181,14 +182,20 @@ def last_step(run: RunDir) -> int:
     return max((record["step"] for record in run.read_metrics() if "loss" in record), default=0)
 
 
-def test_serve_ends_with_ctrl_c(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_serve_starts_ray_with_what_it_needs_and_ends_with_ctrl_c(tiny_model_dir: Path, tmp_path: Path) -> None:
     application = {"import_path": "ray_apps.serve.app:build_app", "args": {"model": str(tiny_model_dir)}}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"applications": [application]}))
     output = tmp_path / "output.txt"
-    told = interrupted(
-        tmp_path,
-        *("serve", "serve.yaml", "http_options.port=0"),
-        when=lambda: "until Ctrl-C" in output.read_text(),
-        exit_code=0,
-    )
+    began_with: dict[str, str] = {}
+
+    def is_up() -> bool:
+        if "until Ctrl-C" not in output.read_text():
+            return False
+        family = psutil.Process().children(recursive=True)
+        (raylet,) = (process for process in family if process.name() == "raylet")
+        began_with.update(raylet.environ())
+        return True
+
+    told = interrupted(tmp_path, *("serve", "serve.yaml", "http_options.port=0"), when=is_up, exit_code=0)
     assert told[-1] == "Stopping: answers under way are finished."
+    assert VARIABLES.items() <= began_with.items()

@@ -23,7 +23,6 @@ from data_prep.tokenizer import describe, load_tokenizer
 from data_prep.work import WorkDir
 from ray_apps.demo import Saboteur
 from ray_apps.goodput import find_recoveries
-from ray_apps.local_ray import local_cluster
 from ray_apps.recipe import data_section, load_recipe, train_section
 from ray_apps.run_dir import RunDir
 from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
@@ -35,6 +34,7 @@ from ray_apps.train.launch import train
 from tests import tiny
 from tests.integration.test_interrupt import command, environment
 from tests.processes import run_ranks, start_server
+from tests.ray_apps.serve.endpoint import serve_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     start_server()
-    with local_cluster(num_cpus=4):
+    with serve_cluster(num_cpus=4):
         yield
 
 

@@ -18,6 +18,7 @@ from ray.util.state import list_actors
 
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.engine.protocol import EngineStats
+from ray_apps.local_ray import local_cluster
 from ray_apps.serve.app import choose_resources, compose
 from ray_apps.serve.backend import EngineBackend
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
@@ -125,28 +126,39 @@ def read_chunk(chunk: dict[str, Any], told: Told) -> None:
 
 
 @contextmanager
-def serve_environment() -> Iterator[None]:
-    """Within the block Ray is started as `vicuna serve` starts it."""
+def serve_environment(**variables: str) -> Iterator[None]:
+    """Within the block Ray is started as `vicuna serve` starts it, but for `variables`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in VARIABLES.items():
+        for name, value in {**VARIABLES, **variables}.items():
             patch.setenv(name, value)
         yield
 
 
 @contextmanager
-def serving(kind: type[Replica] = Watched, **args: Any) -> Iterator[Endpoint]:
-    """An endpoint of one model called `m`, on a cluster that is up."""
+def serve_cluster(num_cpus: int, **variables: str) -> Iterator[None]:
+    """Ray on this machine, started as `vicuna serve` starts it, but for `variables`."""
+    with serve_environment(**variables), local_cluster(num_cpus=num_cpus):
+        yield
+
+
+def start_serve() -> str:
+    """Start Serve on the cluster that is up, with which it ends; where it listens."""
     options = choose_port(HttpOptions(port=0))
     serve.start(http_options=options.model_dump())
+    return f"http://127.0.0.1:{options.port}"
+
+
+@contextmanager
+def serving(url: str, kind: type[Replica] = Watched, **args: Any) -> Iterator[Endpoint]:
+    """An endpoint of one model called `m`, by the Serve that listens at `url`."""
     try:
         deploy(kind, **args)
-        url = f"http://127.0.0.1:{options.port}"
         wait_until_ready(url)
         endpoint = Endpoint(url, "m")
         with endpoint.client:
             yield endpoint
     finally:
-        serve.shutdown()
+        serve.delete(APP)
 
 
 def deploy(kind: type[Replica] = Watched, **args: Any) -> None:

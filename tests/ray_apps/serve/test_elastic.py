@@ -11,11 +11,22 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from ray_apps.local_ray import local_cluster
-from tests.ray_apps.serve.endpoint import Endpoint, Slow, Told, at_once, deploy, serve_environment, serving, wait_until
+from tests.ray_apps.serve.endpoint import (
+    Endpoint,
+    Slow,
+    Told,
+    at_once,
+    deploy,
+    serve_cluster,
+    serve_environment,
+    serving,
+    start_serve,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 QUICK = {"look_back_period_s": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 1}
+QUICKLY_TOLD = {f"RAY_SERVE_{metric}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5" for metric in ("REPLICA", "HANDLE")}
 SECONDS = 50  # characters that a slow replica writes in one
 
 
@@ -48,25 +59,13 @@ def nodes(endpoint: Endpoint) -> set[str]:
 
 
 class TestOnOneMachine:
-    @pytest.fixture(scope="class", autouse=True)
-    def cluster(self) -> Iterator[None]:
-        with serve_environment(), pytest.MonkeyPatch.context() as patch:
-            for metric in ("REPLICA", "HANDLE"):
-                patch.setenv(f"RAY_SERVE_{metric}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
-            with local_cluster(num_cpus=6):
-                yield
+    @pytest.fixture(scope="class")
+    def url(self) -> Iterator[str]:
+        with serve_cluster(num_cpus=6, **QUICKLY_TOLD):
+            yield start_serve()
 
-    def test_replicas_follow_the_load_up_and_down(self) -> None:
-        autoscaling = {"min_replicas": 1, "max_replicas": 3, **QUICK}
-        with serving(Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
-            assert endpoint.replica_states() == {"RUNNING": 1}
-            with constant_load(endpoint, "x" * SECONDS, num_clients=12) as told:
-                wait_until(lambda: endpoint.replica_states()["RUNNING"] == 3)
-            wait_until(lambda: endpoint.replica_states() == {"RUNNING": 1})
-            assert {one.status for one in told} == {200}
-
-    def test_a_model_sleeps_until_it_is_asked(self) -> None:
-        with serving(Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
+    def test_a_model_sleeps_until_it_is_asked(self, url: str) -> None:
+        with serving(url, Slow, engine="fake", autoscaling={"min_replicas": 0, **QUICK}) as endpoint:
             assert endpoint.replica_states() == {}
             assert endpoint.client.get("/health").json() == {"status": "ok", "models": {"asleep": 1}}
             assert endpoint.client.get("/v1/models/m").json()["state"] == "asleep"
@@ -74,9 +73,18 @@ class TestOnOneMachine:
             assert endpoint.client.get("/v1/models/m").json()["state"] == "ready"
             wait_until(lambda: endpoint.client.get("/v1/models/m").json()["state"] == "asleep")
 
-    @pytest.mark.parametrize("num_replicas", [pytest.param(1, marks=pytest.mark.soak), 2])
-    def test_no_request_fails_while_a_model_is_updated(self, num_replicas: int) -> None:
-        with serving(Slow, engine="fake", num_replicas=num_replicas) as endpoint:
+    def test_replicas_follow_the_load_up_and_down(self, url: str) -> None:
+        autoscaling = {"min_replicas": 1, "max_replicas": 3, **QUICK}
+        with serving(url, Slow, engine="fake", max_ongoing_requests=4, autoscaling=autoscaling) as endpoint:
+            assert endpoint.replica_states() == {"RUNNING": 1}
+            with constant_load(endpoint, "x" * SECONDS, num_clients=12) as told:
+                wait_until(lambda: endpoint.replica_states()["RUNNING"] == 3)
+            wait_until(lambda: endpoint.replica_states() == {"RUNNING": 1})
+            assert {one.status for one in told} == {200}
+
+    @pytest.mark.parametrize("num_replicas", [1, 2])
+    def test_no_request_fails_while_a_model_is_updated(self, url: str, num_replicas: int) -> None:
+        with serving(url, Slow, engine="fake", num_replicas=num_replicas) as endpoint:
             before = names(endpoint)
             with constant_load(endpoint, "x" * SECONDS, num_clients=6) as told:
                 wait_until(lambda: len(told) > 6)
@@ -90,17 +98,18 @@ class TestOnOneMachine:
 class TestOnSeveralNodes:
     @pytest.fixture(scope="class")
     def cluster(self) -> Iterator[Cluster]:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
-        workers = [cluster.add_node(num_cpus=1) for _ in range(3)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        cluster.wait_for_nodes()
-        assert len(workers) == 3
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
+        with serve_environment():
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+            for _ in range(3):
+                cluster.add_node(num_cpus=1)
+            ray.init(address=cluster.address, log_to_driver=False)
+            cluster.wait_for_nodes()
+            yield cluster
+            ray.shutdown()
+            cluster.shutdown()
 
     def test_a_node_that_is_drained_takes_no_stream_with_it(self, cluster: Cluster) -> None:
-        with serving(Slow, engine="fake", num_replicas=2) as endpoint, at_once(6) as pool:
+        with serving(start_serve(), Slow, engine="fake", num_replicas=2) as endpoint, at_once(6) as pool:
             streams = [pool.submit(endpoint.stream, f"{number} " + "x" * 8 * SECONDS) for number in range(6)]
             wait_until(lambda: all(stats.num_running for stats in endpoint.all_stats()))
             node = nodes(endpoint).pop()

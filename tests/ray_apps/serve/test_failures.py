@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.jobs import Job
 from tests.ray_apps.serve.endpoint import (
@@ -19,8 +18,9 @@ from tests.ray_apps.serve.endpoint import (
     Watched,
     actors,
     at_once,
-    serve_environment,
+    serve_cluster,
     serving,
+    start_serve,
     wait_until,
 )
 
@@ -28,15 +28,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 LONG = {"max_tokens": 400, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with serve_environment(), local_cluster(num_cpus=4):
-        yield
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serve_cluster(num_cpus=4):
+        yield start_serve()
 
 
 @pytest.fixture(scope="class")
-def tiny(tiny_model_dir: Path) -> Iterator[Endpoint]:
-    with serving(model=str(tiny_model_dir), num_replicas=2, num_threads=1) as endpoint:
+def tiny(url: str, tiny_model_dir: Path) -> Iterator[Endpoint]:
+    with serving(url, model=str(tiny_model_dir), num_replicas=2, num_threads=1) as endpoint:
         yield endpoint
 
 
@@ -116,7 +116,7 @@ class TestOnTwoReplicas:
         wait_until(lambda: tiny.ask("hello", max_tokens=4).status == 200)
 
 
-def test_a_request_that_kills_its_replicas_is_given_up(tmp_path: Path) -> None:
+def test_a_request_that_kills_its_replicas_is_given_up(url: str, tmp_path: Path) -> None:
     deaths = tmp_path / "deaths"
 
     class Mortal(Watched):
@@ -128,7 +128,7 @@ def test_a_request_that_kills_its_replicas_is_given_up(tmp_path: Path) -> None:
                     os._exit(1)
                 yield item
 
-    with serving(Mortal, engine="fake", num_replicas=1) as endpoint:
+    with serving(url, Mortal, engine="fake", num_replicas=1) as endpoint:
         told = endpoint.ask("die")
         assert told.status == 503
         assert told.error is not None
@@ -139,7 +139,7 @@ def test_a_request_that_kills_its_replicas_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_stuck_engine_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_stuck_engine_is_replaced(url: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     class StuckAtFirst(Watched):
         """Its first process gets stuck in its first pass."""
 
@@ -151,28 +151,26 @@ def test_a_stuck_engine_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> Non
                 (tmp_path / "was stuck").touch()
                 engine._model.forward = lambda *passed: threading.Event().wait()
 
-    with serving(StuckAtFirst, model=str(tiny_model_dir)) as endpoint:
+    with serving(url, StuckAtFirst, model=str(tiny_model_dir)) as endpoint:
         (pid,) = pids(endpoint)
         assert endpoint.ask("hello", max_tokens=4).status in (200, 503)
         wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=4).status == 200)
 
 
-def test_a_dead_shard_fails_its_replica_which_is_replaced(tiny_model_dir: Path) -> None:
-    fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1}
-    with serving(**fields) as endpoint:
+def test_a_dead_shard_fails_its_replica_which_is_replaced(url: str, tiny_model_dir: Path) -> None:
+    fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1, "tensor_parallel_size": 2}
+    with serving(url, **fields) as endpoint:
         expected = endpoint.ask("hello", max_tokens=12)
-    with serving(**fields, tensor_parallel_size=2) as endpoint:
-        assert endpoint.ask("hello", max_tokens=12).text == expected.text
         (pid,) = pids(endpoint)
         (shard,) = (actor for actor in actors("") if actor.class_name == "_Shard")
         os.kill(shard.pid, signal.SIGKILL)
         wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=12).text == expected.text)
 
 
-def test_when_time_is_up_the_work_stops_and_the_place_is_free() -> None:
+def test_when_time_is_up_the_work_stops_and_the_place_is_free(url: str) -> None:
     limits = {"max_ongoing_requests": 1, "max_queued_requests": 4, "queue_timeout_s": 2, "request_timeout_s": 60}
     endless = "x" * 10_000
-    with serving(Slow, engine="fake", **limits) as endpoint:
+    with serving(url, Slow, engine="fake", **limits) as endpoint:
         soon = {"x-request-timeout": "1"}
         whole = endpoint.ask(endless, headers=soon)
         assert (whole.status, whole.error and whole.error["code"]) == (504, "deadline_exceeded")

@@ -16,12 +16,12 @@ import pytest
 import ray
 from starlette.middleware import Middleware
 
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.auth import KEYS_VARIABLE
 from ray_apps.serve.config_file import load_serve_file
 from ray_apps.serve.connection import CALLBACK_VARIABLE, Connection
 from ray_apps.serve.metrics import ENGINE_METRICS, REQUEST_METRICS
 from ray_apps.serve.run import serving
+from tests.ray_apps.serve.endpoint import serve_environment
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[3]
@@ -43,22 +43,23 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(log: Path) -> Iterator[str]:
     """An endpoint that anybody with the key may ask."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(KEYS_VARIABLE, f"ann: {KEY}")
-        environment.setenv("RAY_metrics_report_interval_ms", "1000")
-        environment.setenv(CALLBACK_VARIABLE, f"{impatient.__module__}:{impatient.__name__}")
-        fields = {
-            "engine": "fake",
-            "model_name": "fake",
-            "max_model_len": 8_000_000,
-            "max_ongoing_requests": 4,
-            "limits": json.dumps(LIMITS),
-            "logging.requests": str(log),
-        }
-        overrides = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
-        file = load_serve_file(ROOT / "serve_config.yaml", overrides)
-        with local_cluster(num_cpus=4), serving(file) as address:
-            yield address
+    variables = {
+        KEYS_VARIABLE: f"ann: {KEY}",
+        "RAY_metrics_report_interval_ms": "1000",
+        CALLBACK_VARIABLE: f"{impatient.__module__}:{impatient.__name__}",
+    }
+    fields = {
+        "engine": "fake",
+        "model_name": "fake",
+        "max_model_len": 8_000_000,
+        "max_ongoing_requests": 4,
+        "limits": json.dumps(LIMITS),
+        "logging.requests": str(log),
+    }
+    overrides = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
+    file = load_serve_file(ROOT / "serve_config.yaml", overrides)
+    with serve_environment(**variables), serving(file) as address:
+        yield address
 
 
 @pytest.fixture

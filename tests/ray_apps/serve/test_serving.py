@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from ray import serve
 
 from data_prep.errors import ServeError
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config_file import ServeFile, load_serve_file
 from ray_apps.serve.run import serving
 from tests import tiny as tiny_models
@@ -24,55 +24,42 @@ CONFIG = Path(__file__).parents[3] / "serve_config.yaml"
 USER = {"role": "user", "content": "Who are you? 🙂"}
 
 
-def serve(**args: Any) -> Any:
-    values = {"http_options.port": 0, **{f"args.{key}": value for key, value in args.items()}}
-    return serving(load_serve_file(CONFIG, [f"{key}={value}" for key, value in values.items()]))
-
-
-def client_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_cluster(num_cpus=4):
+    with endpoint.serve_cluster(num_cpus=4):
         yield
 
 
 @pytest.fixture(scope="class")
-def tiny(cluster: None, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
+def client(cluster: None, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
+    limits = {"max_ongoing_requests": 1, "max_queued_requests": 1, "max_model_len": 4_000_000}
     models = [
         {"model": str(tiny_model_dir), "model_name": "org/tiny", "aliases": ["tiny"]},
-        {"engine": "fake", "model": "echo"},
+        {"engine": "fake", "model": "fake", **limits},
     ]
     application = {"import_path": "ray_apps.serve.app:build_app", "args": {"models": models}}
     with serving(ServeFile.parse({"http_options": {"port": 0}, "applications": [application]})) as url:
-        yield client_of(url)
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
-@pytest.fixture(scope="class")
-def fake(cluster: None) -> Iterator[openai.OpenAI]:
-    limits = {"max_ongoing_requests": 1, "max_queued_requests": 1, "max_model_len": 4_000_000}
-    with serve(engine="fake", model_name="fake", **limits) as url:
-        yield client_of(url)
+class TestOnTwoModels:
+    """A tiny one, and one that echoes a character at a time: a long message takes as long as a test needs."""
 
+    def test_it_is_ready_when_serving_begins(self, client: openai.OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == ["org/tiny", "tiny", "fake"]
+        assert client.models.retrieve("org/tiny").id == "org/tiny"
 
-class TestOnATinyModel:
-    def test_it_is_ready_when_serving_begins(self, tiny: openai.OpenAI) -> None:
-        assert [model.id for model in tiny.models.list()] == ["org/tiny", "tiny", "echo"]
-        assert tiny.models.retrieve("org/tiny").id == "org/tiny"
-
-    def test_models_are_asked_by_name(self, tiny: openai.OpenAI) -> None:
-        echoed = tiny.chat.completions.create(model="echo", messages=[USER])
-        assert (echoed.model, echoed.choices[0].message.content) == ("echo", USER["content"])
-        answered = tiny.chat.completions.create(model="tiny", messages=[USER], max_tokens=2)
+    def test_models_are_asked_by_name(self, client: openai.OpenAI) -> None:
+        echoed = client.chat.completions.create(model="fake", messages=[USER])
+        assert (echoed.model, echoed.choices[0].message.content) == ("fake", USER["content"])
+        answered = client.chat.completions.create(model="tiny", messages=[USER], max_tokens=2)
         assert (answered.model, answered.usage and answered.usage.completion_tokens) == ("org/tiny", 2)
 
     @pytest.mark.parametrize("fields", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9, "stop": ["a"]}])
-    def test_a_stream_adds_up_to_the_answer_in_one_piece(self, tiny: openai.OpenAI, fields: dict[str, Any]) -> None:
+    def test_a_stream_adds_up_to_the_answer_in_one_piece(self, client: openai.OpenAI, fields: dict[str, Any]) -> None:
         asked = {"model": "tiny", "messages": [USER], "max_tokens": 40, **fields}
-        whole = tiny.chat.completions.create(**asked)
-        chunks = list(tiny.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
         pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
         assert "".join(pieces) == whole.choices[0].message.content
         assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
@@ -83,20 +70,20 @@ class TestOnATinyModel:
         assert usage.prompt_tokens_details is not None
         assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
 
-    def test_answers_side_by_side_are_those_given_alone(self, tiny: openai.OpenAI) -> None:
+    def test_answers_side_by_side_are_those_given_alone(self, client: openai.OpenAI) -> None:
         def answer(number: int) -> str | None:
             messages = [{"role": "user", "content": f"What is {number} plus {number}?"}]
             asked = {"model": "tiny", "messages": messages, "max_tokens": 10 + number, "temperature": 0}
-            return tiny.chat.completions.create(**asked).choices[0].message.content
+            return client.chat.completions.create(**asked).choices[0].message.content
 
         alone = [answer(number) for number in range(12)]
         with ThreadPoolExecutor(12) as pool:
             assert list(pool.map(answer, range(12))) == alone
 
-    def test_an_answer_follows_a_schema_and_is_told_with_log_probabilities(self, tiny: openai.OpenAI) -> None:
+    def test_an_answer_follows_a_schema_and_is_told_with_log_probabilities(self, client: openai.OpenAI) -> None:
         schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
         schema["additionalProperties"] = False  # type: ignore[assignment]
-        completion = tiny.chat.completions.create(
+        completion = client.chat.completions.create(
             model="tiny",
             messages=[USER],
             n=2,
@@ -113,66 +100,69 @@ class TestOnATinyModel:
             assert written.decode() == choice.message.content
         unknown = {"name": "answer", "schema": {"type": "wizard"}}
         with pytest.raises(openai.BadRequestError, match="wizard") as wrong:
-            tiny.chat.completions.create(
+            client.chat.completions.create(
                 model="tiny", messages=[USER], response_format={"type": "json_schema", "json_schema": unknown}
             )
         assert wrong.value.param == "response_format"
 
-    def test_errors_are_those_that_the_client_knows(self, tiny: openai.OpenAI) -> None:
+    def test_errors_are_those_that_the_client_knows(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as missing:
-            tiny.chat.completions.create(model="gpt-4o", messages=[USER])
+            client.chat.completions.create(model="gpt-4o", messages=[USER])
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as wrong:
-            tiny.chat.completions.create(model="tiny", messages=[USER], n=10_000)
+            client.chat.completions.create(model="tiny", messages=[USER], n=10_000)
         assert wrong.value.param == "n"
         with pytest.raises(openai.BadRequestError) as long:
-            tiny.chat.completions.create(model="tiny", messages=[USER], max_tokens=512, stream=True)
+            client.chat.completions.create(model="tiny", messages=[USER], max_tokens=512, stream=True)
         assert long.value.code == "context_length_exceeded"
 
-
-class TestUnderPressure:
-    """The fake engine sends one character at a time, so a long message takes as long as a test needs."""
-
-    def ask(self, client: openai.OpenAI, text: str, **fields: Any) -> Any:
+    def echo(self, client: openai.OpenAI, text: str, **fields: Any) -> Any:
         return client.chat.completions.create(model="fake", messages=[{"role": "user", "content": text}], **fields)
 
-    def test_a_client_that_leaves_makes_room_for_the_next(self, fake: openai.OpenAI) -> None:
+    def test_a_client_that_leaves_makes_room_for_the_next(self, client: openai.OpenAI) -> None:
         endless = "x" * 1_000_000
-        with self.ask(fake, endless, stream=True) as stream:
+        with self.echo(client, endless, stream=True) as stream:
             assert next(iter(stream)).choices
-        assert self.ask(fake, "after a stream").choices[0].message.content == "after a stream"
+        assert self.echo(client, "after a stream").choices[0].message.content == "after a stream"
         with pytest.raises(openai.APITimeoutError):
-            self.ask(fake, endless, timeout=1)
-        assert self.ask(fake, "after a wait").choices[0].message.content == "after a wait"
+            self.echo(client, endless, timeout=1)
+        assert self.echo(client, "after a wait").choices[0].message.content == "after a wait"
 
-    def test_a_full_queue_is_a_429_and_the_endpoint_stays_healthy(self, fake: openai.OpenAI) -> None:
+    def test_a_full_queue_is_a_429_and_the_endpoint_stays_healthy(self, client: openai.OpenAI) -> None:
         def outcome(_: int) -> tuple[int, str | None, str | None]:
             try:
-                self.ask(fake, "x" * 2000)
+                self.echo(client, "x" * 2000)
             except openai.APIStatusError as error:
                 return error.status_code, error.code, error.response.headers.get("retry-after")
             return 200, None, None
 
         with ThreadPoolExecutor(6) as pool:
             outcomes = pool.map(outcome, range(6))
-            assert httpx.get(str(fake.base_url).replace("/v1/", "/health")).status_code == 200
+            assert httpx.get(str(client.base_url).replace("/v1/", "/health")).status_code == 200
         assert set(outcomes) == {(200, None, None), (429, "rate_limit_exceeded", "1")}
 
 
 def test_a_model_that_does_not_load_is_one_clear_line(tiny_model_dir: Path) -> None:
-    endpoint = serve(model=tiny_model_dir, max_model_len=100_000)
-    with pytest.raises(ServeError, match=r"^args.max_model_len: 100000 is not valid; .* at most 512 tokens$"), endpoint:
+    overrides = ["http_options.port=0", f"args.model={tiny_model_dir}", "args.max_model_len=100000"]
+    loading = serving(load_serve_file(CONFIG, overrides))
+    with pytest.raises(ServeError, match=r"^args.max_model_len: 100000 is not valid; .* at most 512 tokens$"), loading:
         pass
 
 
-def test_adapters_answer_side_by_side_as_alone_and_stay_where_they_are_held(tmp_path: Path) -> None:
+@pytest.fixture
+def serve_url(cluster: None) -> Iterator[str]:
+    yield endpoint.start_serve()
+    serve.shutdown()
+
+
+def test_adapters_answer_side_by_side_as_alone_and_stay_where_they_are_held(serve_url: str, tmp_path: Path) -> None:
     base = tiny_models.write_model(tmp_path / "base", initializer_range=0.2, dtype="float32")
     names = ["a", "b", "c"]
     for seed, name in enumerate(names):
         write_adapter(base, tmp_path / name, seed=seed)
     fields: dict[str, Any] = {"engine": "native", "num_replicas": 2, "num_threads": 1, "max_loaded_adapters": 1}
     adapters = {name: str(tmp_path / name) for name in names}
-    with endpoint.serving(model=str(base), adapters=adapters, **fields) as served:
+    with endpoint.serving(serve_url, model=str(base), adapters=adapters, **fields) as served:
 
         def answer(name: str) -> str:
             return served.ask("hello", model=name, max_tokens=12).text

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from ray.util import placement_group_table
 
-from ray_apps.local_ray import local_cluster
 from ray_apps.serve.config_file import load_serve_file
 from ray_apps.serve.run import serving
 from tests.ray_apps.engine.contract import write_model
+from tests.ray_apps.serve.endpoint import serve_cluster
 from tests.vllm_processes import vllm_processes
 
 pytest.importorskip("vllm")
@@ -28,10 +28,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     fields = {"model": model, "model_name": "tiny", "engine": "vllm", "tensor_parallel_size": 2}
     fields["engine_args"] = "{enforce_eager: true}"
     settings = ["http_options.port=0", *(f"args.{name}={value}" for name, value in fields.items())]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_COMPILE_DISABLE", "1")
-        with local_cluster(num_cpus=4), serving(load_serve_file(CONFIG, settings)) as url:
-            yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    with serve_cluster(num_cpus=4, TORCH_COMPILE_DISABLE="1"), serving(load_serve_file(CONFIG, settings)) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def ask(client: openai.OpenAI, **fields: object) -> openai.types.chat.ChatCompletion:
