@@ -20,6 +20,12 @@ _KNOWN_TENSORS = {"position_ids", "cache_position"}
 """Of what layers hand to attention, those that say what the pass says already."""
 
 
+_OWN_POSITIONS = {
+    *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+"""Kinds of models whose first position is not 0."""
+
+
 class UnsupportedAttentionError(Exception):
     """What a layer asks for is not done over slots."""
 
@@ -49,6 +55,8 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise unsupported(config, f"it has {', '.join(sorted(kinds))} layers")
     if getattr(text, "attn_logit_softcapping", None):
         raise unsupported(config, "it has attn_logit_softcapping")
+    if text.model_type in _OWN_POSITIONS or getattr(text, "attn_temperature_tuning", False):
+        raise unsupported(config, "it counts positions in its own way")
 
 
 def use_slots(model: PreTrainedModel) -> None:
@@ -85,6 +93,8 @@ def slot_attention(
         UnsupportedAttentionError: the layer asks for more than to attend to what is before a token.
     """
     _check_plain(module, attention_mask, kwargs)
+    if sliding_window is None and _slides(module, key.shape[2]):
+        raise UnsupportedAttentionError("it tells its window to its mask alone")
     num_heads, num_tokens, size = query.shape[1:]
     num_key_heads = key.shape[1]
     output = query.new_empty(num_tokens, num_heads, value.shape[-1])
@@ -127,3 +137,13 @@ def _check_plain(module: torch.nn.Module, attention_mask: Tensor | None, further
     is_causal = further.get("is_causal")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise UnsupportedAttentionError("its tokens attend to later ones")
+
+
+def _slides(module: torch.nn.Module, max_len: int) -> bool:
+    """Whether a layer's config says that it sees a window of less than `max_len` tokens."""
+    config: Any = getattr(module, "config", None)
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= max_len or not getattr(config, "use_sliding_window", True):
+        return False
+    kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    return kinds is None or index is None or kinds[index] == "sliding_attention"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,8 @@ def build_native(model: str, options: EngineOptions) -> NativeEngine:
         "max_loaded_adapters": options.max_loaded_adapters,
     }
     if options.tensor_parallel_size > 1:
-        loaded, make_model = _divided(model, options)
-        return NativeEngine(loaded, make_model=make_model, **limits)
+        with _divided(model, options) as (loaded, make_model):
+            return NativeEngine(loaded, make_model=make_model, **limits)
     # OpenMP gives each thread that computes helpers of its own, and once they are more than the cores all of them
     # sleep between two products. So the thread that loads ends before that which infers begins.
     with ThreadPoolExecutor(1) as loading:
@@ -43,8 +44,8 @@ def build_native(model: str, options: EngineOptions) -> NativeEngine:
     return NativeEngine(loaded, adapters=options.adapters, **limits)
 
 
-def _divided(model: str, options: EngineOptions) -> tuple[LoadedModel, MakeModel]:
-    """The model in several processes, and what makes them do a pass together."""
+def _divided(model: str, options: EngineOptions) -> AbstractContextManager[tuple[LoadedModel, MakeModel]]:
+    """The model in several processes, and what makes them do a pass together. If the block fails, they end."""
     if options.adapters:
         raise ConfigError("args.adapters: cannot be set together with tensor_parallel_size")
     size = options.tensor_parallel_size

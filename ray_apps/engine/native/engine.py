@@ -85,12 +85,8 @@ class NativeEngine(LanguageEngine):
 
     def _try_out(self) -> None:
         """In a thread that ends, as those that load do: the threads of its products end with it."""
-        try:
-            with ThreadPoolExecutor(1) as trying:
-                trying.submit(self._model.try_out).result()
-        except BaseException:
-            self._model.close()
-            raise
+        with ThreadPoolExecutor(1) as trying:
+            trying.submit(self._model.try_out).result()
 
     @property
     def max_model_len(self) -> int:

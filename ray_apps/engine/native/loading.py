@@ -62,10 +62,11 @@ def load_model(
     tokenizer = load_tokenizer(str(directory))
     config = read_config(directory)
     check_supported(config)
+    length = choose_max_model_len(config, within_first_training(config, max_model_len))
     options = placement(config, device, quantize, device_map, max_memory, tensor_parallel_size=tensor_parallel_size)
     causal_lm = load_causal_lm(directory, dtype=dtype, device=device, **options).eval()
     language = read_language(tokenizer, causal_lm.config, causal_lm.generation_config)
-    return LoadedModel(causal_lm, language, choose_max_model_len(causal_lm.config, max_model_len))
+    return LoadedModel(causal_lm, language, length)
 
 
 def read_config(directory: Path) -> PreTrainedConfig:
@@ -124,7 +125,7 @@ def choose_max_model_len(config: Any, wanted: int | None) -> int:
     Raises:
         ConfigError: the model reads fewer, or does not say how many.
     """
-    limit = _longest(config.get_text_config())
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None and wanted is None:
         raise ConfigError("args.max_model_len: is required, because the model's config does not say how long it reads")
     if limit is not None and wanted is not None and wanted > limit:
@@ -132,14 +133,25 @@ def choose_max_model_len(config: Any, wanted: int | None) -> int:
     return int(wanted or limit or 0)
 
 
-def _longest(config: Any) -> int | None:
-    """The most tokens that the model reads, here.
+def within_first_training(config: Any, wanted: int | None) -> int | None:
+    """`wanted` tokens, or of a model with LongRoPE (Ding et al. 2024) as many as it was first trained on.
 
-    LongRoPE (Ding et al. 2024) has other factors beyond the length of its first training, and takes them for all that
-    is in a pass: one long chat would change everybody's answers. So there is none.
+    Beyond these it has other factors, and in transformers takes them for all that is in a pass: one long chat would
+    change everybody's answers.
+
+    Raises:
+        ConfigError: more are wanted of such a model.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
     kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
-    shorter = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
-    limits = [getattr(config, "max_position_embeddings", None), *shorter]
-    return min((limit for limit in limits if limit is not None), default=None)
+    lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    limit = min((length for length in lengths if length), default=None)
+    if limit is None or limit >= (wanted or text.max_position_embeddings):
+        return wanted
+    if wanted is None:
+        return int(limit)
+    raise ConfigError(
+        f"args.max_model_len: {wanted} is not valid; the native engine reads at most {limit} tokens with a model of "
+        "LongRoPE; args.engine: vllm reads more"
+    )

@@ -139,13 +139,10 @@ class ShardedModel(SlotModel):
         self, model: PreTrainedModel, num_slots: int, max_len: int, *, told: dist.ProcessGroup, shards: Shards
     ) -> None:
         self._told, self._shards = told, shards
-        try:
-            super().__init__(model, num_slots, max_len)
-        except BaseException:
-            self.close()
-            raise
-        self._tell(num_slots)
-        _expect_answers(told)
+        super().__init__(model, num_slots, max_len)
+        with self._all_or_nothing():
+            self._tell(num_slots)
+            _expect_answers(told)
 
     def _tell(self, what: Any) -> None:
         dist.broadcast_object_list([what], src=0, group=self._told)
@@ -184,9 +181,7 @@ class ShardedModel(SlotModel):
 
     def close(self) -> None:
         """End the other processes."""
-        self._shards.stop()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _end(self._shards)
 
 
 class ProcessShards:
@@ -217,8 +212,13 @@ class ProcessShards:
             process.join()
 
 
-def load_sharded(load: Load, model: str, size: int, start: StartShards, device: str) -> tuple[LoadedModel, MakeModel]:
-    """Start the other processes and load `model` in all; also returns what makes the `ShardedModel` of rank 0.
+@contextmanager
+def load_sharded(
+    load: Load, model: str, size: int, start: StartShards, device: str
+) -> Iterator[tuple[LoadedModel, MakeModel]]:
+    """Start the other processes and load `model` in all; also gives what makes the `ShardedModel` of rank 0.
+
+    They outlive the block, unless that fails.
 
     Raises:
         ConfigError: as `check_divides`.
@@ -230,11 +230,15 @@ def load_sharded(load: Load, model: str, size: int, start: StartShards, device: 
     shards = start(places[1:], load)
     try:
         told = join(places[0], device)
-        return load(), partial(ShardedModel, told=told, shards=shards)
+        yield load(), partial(ShardedModel, told=told, shards=shards)
     except BaseException:
-        shards.stop()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _end(shards)
         raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end(shards: Shards) -> None:
+    shards.stop()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -32,6 +32,12 @@ SIZES = {
 }
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6}
 
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 GEMMA3N = {
     "head_dim": 16,
     "laurel_rank": 8,
@@ -72,6 +78,7 @@ async def answer(engine: NativeEngine, prompt: tuple[int, ...]) -> list[int]:
         ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
         ("mistral", {"sliding_window": 6}),
         ("mixtral", {"num_local_experts": 4}),
+        ("qwen2_moe", EXPERTS),
         ("gemma2", {**LAYERS, "head_dim": 16, "attn_logit_softcapping": None}),
         ("gemma3_text", {**LAYERS, "head_dim": 16}),
         ("gemma3n_text", {**LAYERS, "num_kv_shared_layers": 2, **GEMMA3N}),
@@ -107,6 +114,7 @@ async def test_answers_are_those_of_the_model_by_itself(kind: str, fields: dict[
         ("bart", {}, "it takes no position_ids"),
         ("bert", {}, "its tokens attend to later ones"),
         ("stablelm", {}, "a pass fails: TypeError"),
+        ("qwen2_moe", {**LAYERS, **EXPERTS, "use_sliding_window": True}, "it tells its window to its mask alone"),
     ],
 )
 def test_a_model_that_would_answer_otherwise_is_refused_by_name(kind: str, fields: dict[str, Any], reason: str) -> None:
@@ -121,6 +129,7 @@ def test_a_model_that_would_answer_otherwise_is_refused_by_name(kind: str, field
         ("gemma2", "it has attn_logit_softcapping"),
         ("llama4_text", "it has chunked_attention layers"),
         ("qwen3_next", "it has linear_attention layers"),
+        ("xlm-roberta", "it counts positions in its own way"),
     ],
 )
 def test_a_model_with_other_layers_is_refused_before_its_weights_are_read(

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, Phi3Config
 from data_prep.errors import ConfigError, ModelError
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.native.engine import NativeEngine
-from ray_apps.engine.native.loading import choose_max_model_len, load_model
+from ray_apps.engine.native.loading import load_model, within_first_training
 from ray_apps.engine.options import EngineOptions
 from ray_apps.engine.protocol import GenerationRequest, SamplingParams
 
@@ -89,7 +89,7 @@ def test_a_long_chat_changes_nobody_elses_rotation() -> None:
     factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
     config = Phi3Config(max_position_embeddings=1024, original_max_position_embeddings=256, rope_parameters=rope)
-    assert choose_max_model_len(config, None) == 256
-    with pytest.raises(ConfigError, match=r"args\.max_model_len: 257 is not valid; the model reads at most 256 tokens"):
-        choose_max_model_len(config, 257)
-    assert choose_max_model_len(LlamaConfig(max_position_embeddings=1024), None) == 1024
+    assert [within_first_training(config, wanted) for wanted in (None, 64, 256)] == [256, 64, 256]
+    with pytest.raises(ConfigError, match=r"args\.max_model_len: 257 .* at most 256 .*; args\.engine: vllm"):
+        within_first_training(config, 257)
+    assert within_first_training(LlamaConfig(max_position_embeddings=1024), None) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from data_prep.errors import ConfigError, ModelError
+from data_prep.errors import ConfigError, VicunaError
 from ray_apps.engine.build import build_engine
 from ray_apps.engine.native import shards
 from ray_apps.engine.native.engine import NativeEngine
@@ -127,11 +127,19 @@ def test_a_shard_that_dies_while_nothing_is_asked_is_noticed(tiny_model_dir: Pat
     assert in_a_process(tiny_model_dir, lose_in_silence) == "a shard of the model is gone"
 
 
-def refused(model: Path) -> tuple[str, int]:
-    """Why, and how many other processes are left."""
-    with pytest.raises(ModelError) as caught:
-        build(model)
+def refused(model: Path, free_bytes: int | None = None) -> tuple[str, int]:
+    """Why, and how many other processes are left. `free_bytes`: of memory, if that is not what there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if free_bytes is not None:
+            patch.setattr("ray_apps.engine.native.forward.free_memory", lambda device: free_bytes)
+        with pytest.raises(VicunaError) as caught:
+            build(model)
     return str(caught.value), len(multiprocessing.active_children())
+
+
+def in_a_process_of_its_own(function: Callable[..., tuple[str, int]], *arguments: Any) -> tuple[str, int]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result(timeout=120)
 
 
 @pytest.mark.slow
@@ -141,9 +149,15 @@ def test_a_model_that_is_not_served_is_refused_and_leaves_no_shard(tmp_path: Pat
     )
     tiny.byte_level().save_pretrained(tmp_path)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        told = pool.submit(refused, tmp_path).result(timeout=120)
+    told = in_a_process_of_its_own(refused, tmp_path)
     assert told[0].startswith("the native engine cannot serve a granite_swa model: its attention has s_aux; valid: ")
+    assert told[1] == 0
+
+
+@pytest.mark.slow
+def test_a_model_without_room_leaves_no_shard(tiny_model_dir: Path) -> None:
+    told = in_a_process_of_its_own(refused, tiny_model_dir, 1000)
+    assert "args.max_model_len" in told[0]
     assert told[1] == 0
 
 
