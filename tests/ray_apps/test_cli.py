@@ -319,6 +319,7 @@ def test_starting_over_deletes_nothing_when_the_run_could_not_start(mistake: Mis
     assert run.has_receipt()
 
 
+@pytest.mark.ray
 def test_a_file_where_a_directory_must_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "ray_apps.cli", "prep", "smollm2_cpu", "data.output=file/dataset"]

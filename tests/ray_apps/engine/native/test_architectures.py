@@ -68,6 +68,7 @@ async def answer(engine: NativeEngine, prompt: tuple[int, ...]) -> list[int]:
     return [token async for delta in engine.generate(asked) for token in delta.token_ids]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
