@@ -176,8 +176,10 @@ def scale_up(model: Path, seed: int) -> dict[str, float]:
 def printed_by(program: str, *arguments: str) -> str:
     """The last line of a program of `benchmarks.support`, in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.support.{program}", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    return done.stdout.splitlines()[-1]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        print(f"  {program}: broke off with {done.returncode}, so there are no figures", flush=True)
+    return done.stdout.splitlines()[-1] if not done.returncode else "{}"
 
 
 def describe(point: Point) -> str:
@@ -232,7 +234,8 @@ def goals(measured: Mapping[str, Measured], bare: Mapping[Point, Sequence[float]
         "from_none_s": "a model that sleeps to its first token",
         "second_s": "a load to a second replica",
     }.items():
-        lines.append(goal_line(f"seconds from {what}", statistics.median(mine.scale_up_s[name])))
+        if seconds := mine.scale_up_s.get(name):
+            lines.append(goal_line(f"seconds from {what}", statistics.median(seconds)))
     return lines
 
 

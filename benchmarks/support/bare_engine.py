@@ -40,7 +40,7 @@ async def rate(engine: Engine, prompts: Prompts, prompt_tokens: int, num_clients
 
 def read_rates(printed: str) -> dict[tuple[int, int], float]:
     """The rates by prompt tokens and clients, from what this program printed."""
-    return {(prompt, clients): rate for prompt, clients, rate in json.loads(printed)["rates"]}
+    return {(prompt, clients): rate for prompt, clients, rate in json.loads(printed).get("rates", ())}
 
 
 async def main() -> None:

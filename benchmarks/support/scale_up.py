@@ -1,4 +1,4 @@
-"""How soon a replica that the load asks for answers: the first of a model that sleeps, and a second. Prints JSON.
+"""How soon a replica that the load asks for is there: the first of a model that sleeps, and a second. Prints JSON.
 
 python -m benchmarks.support.scale_up MODEL MAX_MODEL_LEN SEED
 """
@@ -44,7 +44,10 @@ def from_none_s(served: ServeFile, body: Mapping[str, Any]) -> float:
 
 
 def second_s(served: ServeFile, bodies: list[Mapping[str, Any]]) -> float:
-    """Seconds from the start of a load that is too much for one replica until Serve sends requests to a second."""
+    """Seconds from the start of a load that is too much for one replica until Serve counts a second as running.
+
+    Requests go there as soon as the ingress hears of it.
+    """
     with serving(served) as url:
         return asyncio.run(_until_two(served.application.name, f"{url}/v1", bodies))
 
@@ -54,6 +57,8 @@ async def _until_two(app: str, url: str, bodies: list[Mapping[str, Any]]) -> flo
     clients = [asyncio.create_task(ask(url, body)) for body in bodies]
     try:
         while await asyncio.to_thread(_num_running, app) < 2:
+            for ended in (client for client in clients if client.done()):
+                ended.result()
             if time.perf_counter() - started > LIMIT_S:
                 raise RuntimeError(f"there is no second replica after {LIMIT_S:.0f} s")
             await asyncio.sleep(0.05)

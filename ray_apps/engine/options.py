@@ -21,7 +21,7 @@ class EngineOptions:
     max_model_len: int | None = None
     """Tokens of prompt and answer together; None: as many as the model reads."""
     num_threads: int | None = None
-    """CPU threads of one operation; None: every core."""
+    """CPU threads of one operation; None: every core, or a shard's share of them."""
     max_num_seqs: int = 16
     """Requests worked on at a time; further ones wait."""
     adapters: Mapping[str, str] = field(default_factory=dict)

@@ -120,12 +120,11 @@ class RequestMetrics:
     def ended(self, record: RequestRecord) -> None:
         """A request is over; one of which no answer was begun counts by its status alone.
 
-        Where an answer ended before its first token, what it took and how much was cached is not known.
+        Where an answer ended before its first token, what it took is not known, nor how much of its prompt was read.
         """
         self._meters.add("vicuna_http_requests", 1, status=str(record.status or "abandoned"))
         if record.model is None or not record.num_prompt_tokens or not record.finish_reasons:
             return
-        self._meters.add("vllm_prompt_tokens", record.num_prompt_tokens, model_name=record.model)
         for reason in record.finish_reasons:
             self._meters.add("vllm_request_success", 1, model_name=record.model, finished_reason=reason)
         if record.first_token_s is None:
@@ -133,6 +132,7 @@ class RequestMetrics:
         for name, value in _durations(record):
             self._meters.observe(name, value, model_name=record.model)
         for name, tokens in (
+            ("vllm_prompt_tokens", record.num_prompt_tokens),
             ("vllm_generation_tokens", record.num_completion_tokens),
             ("vllm_prefix_cache_queries", record.num_prompt_tokens),
             ("vllm_prefix_cache_hits", record.num_cached_tokens),

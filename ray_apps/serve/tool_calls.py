@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_apps.serve.jobs import CalledTool, Delta
 from ray_apps.serve.protocol.fields import check_unicode
-from ray_apps.serve.protocol.tools import read_arguments
+from ray_apps.serve.protocol.strict_json import check_shape
 from ray_apps.serve.tools import CallFormat
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -213,15 +213,16 @@ def _named(text: str) -> list[CalledTool]:
 
 
 def _as_call(value: Any) -> CalledTool | None:
-    """A call, if `value` is one: an object with a name and an object of arguments that a request may have too."""
+    """A call, if `value` is one: an object with a name and an object of arguments, both of which are JSON."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))
     if not isinstance(arguments, dict):
         return None
     try:
-        name, text = check_unicode(value["name"]), json.dumps(arguments, ensure_ascii=False)
-        read_arguments(text)
+        name = check_unicode(value["name"])
+        text = check_unicode(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+        check_shape([arguments])
     except (ValueError, RecursionError):
         return None
     return CalledTool(f"call_{uuid.uuid4().hex[:24]}", name, text)

@@ -47,9 +47,9 @@ async def check_schemas(tools: Sequence[Tool] | None) -> None:
 def _check_schemas(tools: Sequence[Tool]) -> None:
     for number, tool in enumerate(tools):
         param = f"tools[{number}].function.parameters"
-        if (length := len(json.dumps(tool.schema_))) > MAX_SCHEMA_CHARACTERS:
+        if (length := len(json.dumps(tool.schema_, ensure_ascii=False))) > MAX_SCHEMA_CHARACTERS:
             reason = f"{param}: the schema has {length} characters; valid: up to {MAX_SCHEMA_CHARACTERS}"
-            raise bad_request(reason, param="tools")
+            raise bad_request(reason, param=param)
         try:
             check_schema(tool.schema_)
         except SchemaError as error:
@@ -63,7 +63,7 @@ def demand(tools: list[Tool], *, several: bool) -> str:
     call: dict[str, Any] = {"anyOf": [_call_schema(tool) for tool in tools]}
     if len(tools) == 1:
         call = _call_schema(tools[0])
-    return json.dumps({"type": "array", "items": call, "minItems": 1} if several else call)
+    return json.dumps({"type": "array", "items": call, "minItems": 1} if several else call, ensure_ascii=False)
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class ResponseFormat(Wire):
     def schema_text(self) -> str | None:
         """The schema that the answer is to follow, as JSON text."""
         if self.json_schema is not None:
-            return json.dumps(self.json_schema.schema_)
+            return json.dumps(self.json_schema.schema_, ensure_ascii=False)
         return '{"type": "object"}' if self.type == "json_object" else None
 
 

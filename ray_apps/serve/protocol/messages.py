@@ -1,7 +1,7 @@
 """The messages of a chat."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from ray_apps.serve.protocol.fields import MAX_MESSAGES, Items, Text, Wire, neutral
 from ray_apps.serve.protocol.strict_json import check_shape
-from ray_apps.serve.protocol.tools import MAX_TOOLS, ToolCall
+from ray_apps.serve.protocol.tools import MAX_ARGUMENT_CHARACTERS, MAX_TOOLS, ToolCall
 
 
 def _as_parts(content: Any) -> Any:
@@ -84,6 +84,26 @@ class ChatMessage(Wire):
         return {key: value for key, value in message.items() if value is not None}
 
 
+def _check_length(messages: Any) -> Any:
+    """The texts of arguments take a while to read, and nobody is answered meanwhile."""
+    length = sum(map(len, _arguments(messages)))
+    if length > MAX_ARGUMENT_CHARACTERS:
+        told = {"length": length, "most": MAX_ARGUMENT_CHARACTERS}
+        raise PydanticCustomError("too_long", "the arguments of all calls have {length} characters, of {most}", told)
+    return messages
+
+
+def _arguments(messages: Any) -> Iterator[str]:
+    """Those that are texts, of messages that have not been looked at yet."""
+    for message in messages if isinstance(messages, list) else ():
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if isinstance(arguments, str):
+                yield arguments
+
+
 def _check_arguments(messages: list[ChatMessage]) -> list[ChatMessage]:
     """What is in texts is bounded as what is in a body itself."""
     calls = [call for message in messages for call in message.tool_calls or ()]
@@ -95,7 +115,12 @@ def _check_arguments(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages
 
 
-Messages = Annotated[Items[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_check_arguments)]
+Messages = Annotated[
+    Items[ChatMessage],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(_check_length, json_schema_input_type=Items[ChatMessage]),
+    AfterValidator(_check_arguments),
+]
 
 
 def to_template(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:

@@ -11,6 +11,8 @@ from ray_apps.serve.protocol.strict_json import parse_json
 
 MAX_TOOLS = 128
 """Tools that are offered, and calls in a message."""
+MAX_ARGUMENT_CHARACTERS = 500_000
+"""Of the arguments of all calls in a request, which are read before anything else is done."""
 
 
 def _check_texts(value: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def read_arguments(text: Any) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise PydanticCustomError("invalid_value", "should be a JSON object, as text")
-    return _check_texts(value)
+    return _check_texts(value) if "\\u" in text else value
 
 
 class Function(Wire):

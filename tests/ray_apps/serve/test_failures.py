@@ -1,5 +1,6 @@
 """What happens to requests when a client, a replica or an engine goes away, on a real endpoint."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -10,6 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from ray_apps.engine.build import build_engine
+from ray_apps.engine.options import EngineOptions
+from ray_apps.engine.protocol import GenerationRequest, SamplingParams
 from ray_apps.serve.config import ModelArgs
 from ray_apps.serve.jobs import Job
 from tests.ray_apps.serve.endpoint import (
@@ -157,14 +161,26 @@ def test_a_stuck_engine_is_replaced(url: str, tiny_model_dir: Path, tmp_path: Pa
         wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=4).status == 200)
 
 
+async def undivided(model: Path, messages: list[dict[str, str]], max_tokens: int) -> str:
+    """The answer of the whole model in this process."""
+    engine = build_engine("native", str(model), EngineOptions(device="cpu", num_threads=1))
+    try:
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0)
+        request = GenerationRequest("id", tuple(engine.encode_chat(messages)), sampling)
+        return "".join([delta.text async for delta in engine.generate(request)])
+    finally:
+        engine.shutdown()
+
+
 def test_a_dead_shard_fails_its_replica_which_is_replaced(url: str, tiny_model_dir: Path) -> None:
     fields = {"model": str(tiny_model_dir), "engine": "native", "num_threads": 1, "tensor_parallel_size": 2}
     with serving(url, **fields) as endpoint:
-        expected = endpoint.ask("hello", max_tokens=12)
+        expected = asyncio.run(undivided(tiny_model_dir, endpoint.body("hello")["messages"], max_tokens=12))
         (pid,) = pids(endpoint)
         (shard,) = (actor for actor in actors("") if actor.class_name == "_Shard")
+        assert endpoint.ask("hello", max_tokens=12).text == expected
         os.kill(shard.pid, signal.SIGKILL)
-        wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=12).text == expected.text)
+        wait_until(lambda: pid not in pids(endpoint) and endpoint.ask("hello", max_tokens=12).text == expected)
 
 
 def test_when_time_is_up_the_work_stops_and_the_place_is_free(url: str) -> None:

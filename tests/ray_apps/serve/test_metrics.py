@@ -89,12 +89,12 @@ def test_a_request_that_no_model_answered_counts_by_its_status_alone() -> None:
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-def test_an_answer_that_ends_before_its_first_token_counts_with_its_prompt(reason: str) -> None:
+def test_an_answer_that_ends_before_its_first_token_counts_without_its_prompt(reason: str) -> None:
     library = Library()
     ended = record(status=None, first_token_s=None, num_prompt_tokens=7, finish_reasons=[reason])
     RequestMetrics(library).ended(ended)
     assert library.meters["vllm_request_success"].values == [(1, {"model_name": "m", "finished_reason": reason})]
-    assert library.told("vllm_prompt_tokens") == [7]
+    assert not library.told("vllm_prompt_tokens")
     assert not library.told("vllm_e2e_request_latency_seconds")
     assert not library.told("vllm_prefix_cache_queries")
 

@@ -62,6 +62,12 @@ def test_what_is_no_call_is_text_to_the_last_character(how: CallFormat, pieces: 
     assert read(how, pieces) == ("".join(pieces), [])
 
 
+def test_a_long_number_is_one_all_the_same() -> None:
+    text, calls = read("demanded", [f'{{"name": "count", "arguments": {{"to": {10**40}}}}}'])
+    assert text == ""
+    assert calls == [("count", {"to": 10**40})]
+
+
 @pytest.mark.parametrize("how", ["hermes", "llama", "mistral", "demanded"])
 @pytest.mark.parametrize(
     "arguments",

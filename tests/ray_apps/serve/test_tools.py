@@ -127,18 +127,29 @@ async def test_wrong_tools_are_refused_by_name(
     assert response.json()["error"]["param"].startswith(param)
 
 
+async def test_arguments_of_calls_are_bounded_together(api_client: Client, ask: Ask) -> None:
+    calls = [called(json.dumps({"numbers": [1] * 80_000}, separators=(",", ":"))) for _ in range(4)]
+    async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
+        taken = await client.post("/v1/chat/completions", json=ask(messages=[*messages("q"), *calls[:3]]))
+        refused = await client.post("/v1/chat/completions", json=ask(messages=[*messages("q"), *calls]))
+    assert (taken.status_code, refused.status_code) == (200, 400)
+    error = refused.json()["error"]
+    assert error["param"] == "messages"
+    assert "the arguments of all calls have 640052 characters, of 500000" in error["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
 async def test_a_schema_is_as_long_as_one_of_an_answer_may_be(api_client: Client, ask: Ask, path: str) -> None:
     asked = ask() if path.startswith("/v1") else {"messages": messages("q")}
     parameters = {"description": ""}
-    parameters["description"] = "x" * (MAX_SCHEMA_CHARACTERS - len(json.dumps(parameters)))
+    parameters["description"] = "字" * (MAX_SCHEMA_CHARACTERS - len(json.dumps(parameters)))
     longer = {"description": f"{parameters['description']}x"}
     async with api_client(FakeEngine(chat_template=TEMPLATE)) as client:
         taken = await client.post(path, json={**asked, "tools": [TIME, tool(parameters)]})
         refused = await client.post(path, json={**asked, "tools": [TIME, tool(longer)]})
     assert (taken.status_code, refused.status_code) == (200, 400)
     error = refused.json()["error"]
-    assert error["param"] == "tools"
+    assert error["param"] == "tools[1].function.parameters"
     assert error["message"].startswith("tools[1].function.parameters: the schema has 100001 characters")
 
 
