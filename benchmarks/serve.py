@@ -168,7 +168,7 @@ def bare_rates(model: Path, seed: int, points: Sequence[Point]) -> dict[Point, f
 
 
 def scale_up(model: Path, seed: int) -> dict[str, float]:
-    """Seconds until a replica that the load asks for answers, by which one it is."""
+    """Seconds until a replica that the load asks for is there, by which one it is."""
     seconds: dict[str, float] = json.loads(printed_by("scale_up", f"{model}", f"{MAX_MODEL_LEN}", f"{seed}"))
     return seconds
 

@@ -59,6 +59,8 @@ async def _until_two(app: str, url: str, bodies: list[Mapping[str, Any]]) -> flo
         while await asyncio.to_thread(_num_running, app) < 2:
             for ended in (client for client in clients if client.done()):
                 ended.result()
+            if all(client.done() for client in clients):
+                raise RuntimeError("the load was over before there was a second replica")
             if time.perf_counter() - started > LIMIT_S:
                 raise RuntimeError(f"there is no second replica after {LIMIT_S:.0f} s")
             await asyncio.sleep(0.05)
