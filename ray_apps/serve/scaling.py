@@ -13,6 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from data_prep.config import Settings
 
 _SHARE_IN_USE = 0.75
+_TOLD_EVERY_S = 1.0
+"""Seconds between two reports of the load to Serve. Serve's own 10 would come on top of every delay below."""
 
 
 class Autoscaling(Settings):
@@ -58,4 +60,9 @@ class Autoscaling(Settings):
     def for_serve(self, max_ongoing_requests: int) -> dict[str, Any]:
         """The same as Serve has it, for replicas that work on so many requests at a time."""
         target = self.target_ongoing_requests or _SHARE_IN_USE * max_ongoing_requests
-        return {**self.model_dump(exclude_none=True), "target_ongoing_requests": target}
+        told_every = min(_TOLD_EVERY_S, self.look_back_period_s / 2)
+        return {
+            **self.model_dump(exclude_none=True),
+            "target_ongoing_requests": target,
+            "metrics_interval_s": told_every,
+        }

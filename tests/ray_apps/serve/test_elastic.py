@@ -26,7 +26,6 @@ from tests.ray_apps.serve.endpoint import (
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 QUICK = {"look_back_period_s": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 1}
-QUICKLY_TOLD = {f"RAY_SERVE_{metric}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5" for metric in ("REPLICA", "HANDLE")}
 SECONDS = 50  # characters that a slow replica writes in one
 
 
@@ -61,7 +60,7 @@ def nodes(endpoint: Endpoint) -> set[str]:
 class TestOnOneMachine:
     @pytest.fixture(scope="class")
     def url(self) -> Iterator[str]:
-        with serve_cluster(num_cpus=6, **QUICKLY_TOLD):
+        with serve_cluster(num_cpus=6):
             yield start_serve()
 
     def test_a_model_sleeps_until_it_is_asked(self, url: str) -> None:

@@ -18,6 +18,13 @@ def test_serve_takes_all_fields(fields: dict[str, Any]) -> None:
     taken = AutoscalingConfig(**settings.for_serve(16))
     assert taken.min_replicas == settings.min_replicas
     assert (taken.upscale_delay_s, taken.downscale_delay_s) == (10, 300)
+    assert taken.metrics_interval_s == 1
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_serve_is_told_of_the_load_several_times_in_a_short_look_back() -> None:
+    taken = AutoscalingConfig(**Autoscaling(look_back_period_s=0.5).for_serve(16))
+    assert taken.metrics_interval_s == 0.25
 
 
 @pytest.mark.parametrize(
