@@ -28,7 +28,7 @@ class PolicySettings(Settings):
     """Hours from asking for machines until training goes on."""
     on_demand: bool = True
     """Take on-demand machines where the deadline needs them."""
-    patience_h: float = Field(3.0, ge=0)
+    patience_h: float = Field(2.0, ge=0)
     """After a preemption: hours to wait for the same zone before another is taken. 0 is eager failover."""
     price_margin: float | None = Field(0.05, ge=0)
     """While there is time, only zones at most so much dearer than the cheapest one, whether that has machines or not.
