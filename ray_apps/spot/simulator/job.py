@@ -14,6 +14,8 @@ class JobSettings(Settings):
     """From asking for machines until training goes on."""
     on_demand_usd_per_hour: float = Field(3.06, gt=0)
     """The same machines on demand."""
+    price_scale: float = Field(1.0, gt=0)
+    """By what the traces' prices are multiplied: for other machines than the traced ones, if theirs move alike."""
     checkpoint_gb: float = Field(50.0, ge=0)
     """What goes from one region to another on a move."""
     egress_usd_per_gb: float = Field(0.02, ge=0)

@@ -47,7 +47,7 @@ def report(
     deadline_h = scenario.spot.deadline_h
     if not traces:
         raise ConfigError("TRACES: none are given; expected CSV files, one for each zone")
-    read = read_traces(traces)
+    read = [trace.scaled(scenario.job.price_scale) for trace in read_traces(traces)]
     covered = len(read[0].available) * read[0].step_h
     parts = windows(read, starts_h, deadline_h) if deadline_h else windows(read, starts_h, covered - max(starts_h))
     lines = compare(scenario.job, scenario.spot, parts, read_egress(egress) if egress else {})

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,10 @@ class Trace:
         """The zone without its letter, where it looks like one of AWS's; otherwise the zone."""
         return region_of(self.zone)
 
+    def scaled(self, by: float) -> "Trace":
+        """With prices so many times as high."""
+        return replace(self, usd_per_hour=tuple(by * usd for usd in self.usd_per_hour))
+
     def window(self, start_h: float, hours: float) -> "Trace":
         """The part from `start_h` on that covers `hours`; DataError if the trace ends before."""
         first = round(start_h / self.step_h)
@@ -38,7 +42,7 @@ class Trace:
             raise DataError(
                 f"{self.zone}: the trace covers {covered:.1f} h; {start_h:.1f} to {start_h + hours:.1f} h were asked"
             )
-        return Trace(self.zone, self.start, self.step_h, self.available[first:last], self.usd_per_hour[first:last])
+        return replace(self, available=self.available[first:last], usd_per_hour=self.usd_per_hour[first:last])
 
 
 def region_of(zone: str) -> str:

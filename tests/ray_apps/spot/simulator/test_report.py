@@ -46,6 +46,15 @@ def test_the_policy_stands_beside_what_else_one_could_do(traces: list[str], tmp_
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
 
 
+def test_prices_may_be_those_of_other_machines(traces: list[str]) -> None:
+    settings = ("job.work_h=20", "job.egress_usd_per_gb=0", "spot.deadline_h=40", "--json")
+    once, tenfold = (
+        json.loads(run(*traces, *settings, f"job.price_scale={by}", f"job.on_demand_usd_per_hour={3 * by}"))
+        for by in (1, 10)
+    )
+    assert [line["usd"][0] for line in tenfold] == pytest.approx([10 * line["usd"][0] for line in once], rel=1e-3)
+
+
 def test_the_table_names_everything(traces: list[str]) -> None:
     told = run(*traces, "job.work_h=20", "spot.deadline_h=40")
     for word in ("saved", "late", "migrations", "productive", "wasted", "offline optimum"):
