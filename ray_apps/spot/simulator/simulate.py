@@ -82,7 +82,6 @@ class _Run:
         return self.job.work_h - self.saved_h - self.unsaved_h
 
     def observe(self, step: int) -> Observation:
-        offers = [*self._offers(step)]
         at_risk_h = 0.0 if self.job.has_urgent_saves else self.unsaved_h
         return Observation(
             at_h=step * self.step_h,
@@ -90,7 +89,7 @@ class _Run:
             work_left_h=max(0.0, self.left_h) + (self.starting_h if self.running else 0.0),
             spent_usd=self.outcome.usd,
             period_h=self.step_h,
-            offers=tuple(offers),
+            offers=tuple(self._offers(step)),
             running=self.running,
             at_risk_h=at_risk_h,
         )
