@@ -67,7 +67,7 @@ soak: $(READY) .clients/.ready
 
 bench-%: $(READY)
 	@test -f benchmarks/$*.py || { echo "no benchmark '$*'; there are: $$(ls benchmarks | sed -n 's/\.py$$//p' | xargs)"; exit 2; }
-	$(BIN)/python -m benchmarks.$* $(ARGS)
+	$(BIN)/python -m benchmarks.$* $(TRACES) $(ARGS)
 
 # Each peer has an environment of its own, so that its pins never meet ours.
 peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
