@@ -85,8 +85,7 @@ def show(lines: Sequence[Line], scenario: Scenario, num_windows: int) -> None:
     by = "without a deadline" if deadline_h is None else f"to be done in {deadline_h:g} h"
     means = f"; means of {num_windows} windows" if num_windows > 1 else ""
     console.print(
-        f"{job.work_h:g} h of training {by}{means}; "
-        f"on demand ${job.on_demand_usd_per_hour:g}/h.",
+        f"{job.work_h:g} h of training {by}{means}; on demand ${job.on_demand_usd_per_hour:g}/h.",
         soft_wrap=True,
     )
     console.print(_costs(lines))
