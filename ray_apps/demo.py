@@ -231,7 +231,7 @@ class Saboteur:
 
 
 def _serve_stage(directory: Path) -> dict[str, str]:
-    """Serve the tuned model on a free loopback port and ask it over HTTP, streaming and not."""
+    """Serve the tuned model on a free loopback port and ask it over HTTP, streaming."""
     from ray_apps.serve.config_file import HttpOptions, ServeApplication, ServeFile
     from ray_apps.serve.run import serving
 
@@ -246,7 +246,7 @@ def _serve_stage(directory: Path) -> dict[str, str]:
             for number, question in enumerate(QUESTIONS):
                 shown.update(number, len(QUESTIONS), question.text)
                 answers[question.text] = _ask_endpoint(url, application.args.served_name, question.text)
-        shown.finish(f"{url}/v1: {len(QUESTIONS)} questions, streaming and not, the same answers")
+        shown.finish(f"{url}/v1: {len(QUESTIONS)} questions, streamed")
     return answers
 
 

@@ -23,6 +23,8 @@ _FORMS = {
     b"x-session-id": _PLAIN_NAME,
     b"x-request-timeout-seconds": re.compile(rb"(?!0+(\.0*)?$)\d{1,6}(\.\d{1,6})?"),  # 0 would mean: never
 }
+_ROUTES = "/-/routes"
+"""Where Serve's proxy tells everybody what it serves, without a key."""
 _PIECE_BYTES = 65536
 
 
@@ -41,6 +43,8 @@ class Connection:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope.get("path") == _ROUTES:
+            scope = {**scope, "path": "/routes"}  # the application's to refuse, as any path that it does not have
         stalled = asyncio.Event()
 
         async def send_or_give_up(message: Message) -> None:

@@ -95,7 +95,7 @@ class ReplicaBackend:
 
     async def embed(self, job: EmbeddingJob) -> Embeddings:
         """Embed the texts."""
-        found: Embeddings = await self._one(_Call("embed", job))
+        found: Embeddings = await self._one(_Call("embed", job, num_answers=len(job.prompts)))
         return found
 
     async def tokenize(self, job: TokenizeJob) -> Tokens:

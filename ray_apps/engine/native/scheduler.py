@@ -113,7 +113,9 @@ class Waiting(Generic[Owner]):
 class Scheduler(Generic[Owner]):
     """Continuous batching (Yu et al. 2022) with prompts read in chunks between the steps of answers.
 
-    Every answer under way gets one token a pass. Prompts share `prefill_tokens` in the order they came.
+    Every answer under way gets one token a pass. Of prompts `prefill_tokens` are read, first those of which least is
+    left, for a long one must not keep others from their first token; a quarter is for the oldest, so that none waits
+    for ever.
     """
 
     def __init__(self, num_slots: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
@@ -138,15 +140,20 @@ class Scheduler(Generic[Owner]):
 
     def next_turns(self) -> list[Turn[Owner]]:
         """Whose tokens go through the model next, and how many."""
-        turns, left = [], self._prefill_tokens
-        for running in self.running:
-            count = running.num_unread
-            if count > 1:
-                count = min(count, left)
-                left -= count
-            if count:
-                turns.append(Turn(running, count))
-        return turns
+        shares = self._prompt_shares()
+        turns = [Turn(running, shares.get(index, running.num_unread)) for index, running in enumerate(self.running)]
+        return [turn for turn in turns if turn.count]
+
+    def _prompt_shares(self) -> dict[int, int]:
+        """How many tokens of each prompt are read, by its place in `running`."""
+        unread = {index: running.num_unread for index, running in enumerate(self.running) if running.num_unread > 1}
+        shares, left = dict.fromkeys(unread, 0), self._prefill_tokens
+        order = [(index, left) for index in sorted(unread, key=lambda index: unread[index])]
+        for index, most in [*((oldest, left // 4) for oldest in list(unread)[:1]), *order]:
+            count = min(unread[index] - shares[index], most, left)
+            shares[index] += count
+            left -= count
+        return shares
 
     def advance(self, turn: Turn[Owner]) -> None:
         """The tokens of a turn have been read."""

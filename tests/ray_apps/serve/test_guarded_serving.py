@@ -148,7 +148,8 @@ def test_what_the_limits_allow_gets_there_and_back(url: str, client: openai.Open
 def test_no_path_is_open_without_a_key(url: str) -> None:
     with httpx.Client(base_url=url) as asking:
         assert asking.get("/health").status_code == 200
-        for path in ("/v1/models", "/openapi.json", "/metrics", "/docs", "/health/", "/unknown"):
+        assert asking.get("/-/healthz").text == "success"
+        for path in ("/v1/models", "/openapi.json", "/metrics", "/docs", "/health/", "/-/routes", "/unknown"):
             for headers in ({}, {"Authorization": f"Bearer {KEY}0"}):
                 response = asking.get(path, headers=headers)
                 assert response.status_code == 401

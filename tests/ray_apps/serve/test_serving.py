@@ -105,6 +105,23 @@ class TestOnTwoModels:
             )
         assert wrong.value.param == "response_format"
 
+    def test_json_mode_gives_an_object(self, client: openai.OpenAI) -> None:
+        """The model is led to end it soon, for by itself it writes at random and for long."""
+        told = httpx.post(
+            f"{str(client.base_url).removesuffix('/v1/')}/tokenize", json={"model": "tiny", "prompt": "}"}
+        )
+        (brace,) = told.json()["tokens"]
+        for seed in range(3):
+            completion = client.chat.completions.create(
+                model="tiny",
+                messages=[USER],
+                seed=seed,
+                logit_bias={str(brace): 8},
+                response_format={"type": "json_object"},
+            )
+            assert completion.choices[0].finish_reason == "stop"
+            assert type(json.loads(completion.choices[0].message.content or "")) is dict
+
     def test_errors_are_those_that_the_client_knows(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as missing:
             client.chat.completions.create(model="gpt-4o", messages=[USER])

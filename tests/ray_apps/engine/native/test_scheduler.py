@@ -49,6 +49,26 @@ def test_prompts_are_read_in_chunks_beside_the_tokens_of_answers() -> None:
     assert step(work) == [(first, 1), (second, 1)]
 
 
+def test_a_long_prompt_keeps_no_other_from_its_first_token() -> None:
+    long, short = Asked(list(range(100)), left=2), Asked([1, 2, 3, 4, 5], left=2)
+    work = scheduler(2, long)
+    assert step(work) == [(long, 10)]
+    work.waiting.append(short)
+    assert step(work) == [(long, 5), (short, 5)]
+    assert step(work) == [(long, 10), (short, 1)]
+
+
+def test_short_prompts_do_not_put_a_long_one_off_for_ever() -> None:
+    long = Asked(list(range(100)), left=2)
+    work = scheduler(2, long)
+    num_passes = 0
+    while long.left == 2:
+        work.waiting.append(Asked([num_passes] * 30))
+        step(work)
+        num_passes += 1
+    assert num_passes <= 50
+
+
 def test_those_who_wait_get_slots_in_the_order_they_came() -> None:
     asked = [Asked([number, number], left=2) for number in range(4)]
     work = scheduler(2, *asked)
