@@ -1,0 +1,1 @@
+"""The cheapest machines, and what is done when they are taken away."""
