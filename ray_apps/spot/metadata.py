@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from data_prep.errors import ConfigError
+
 TIMEOUT_S = 2.0
 MAX_BYTES = 256 * 1024
 
@@ -22,9 +24,15 @@ class MetadataServer:
     """The server at `url`, which must not be silent for `timeout_s` seconds, nor its answer take longer.
 
     A connection of its own for each question, to no proxy: that would answer for another machine.
+
+    Raises:
+        ConfigError: the URL is none of plain HTTP.
     """
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ConfigError(f"--metadata-url: {url!r} is not http://HOST or http://HOST:PORT")
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
 

@@ -5,6 +5,7 @@ else raises, and says nothing. Who hears of a notice, and what is done, is not k
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol
 
 from ray_apps.spot.metadata import MetadataError, MetadataServer, RefusedError
+
+logger = logging.getLogger(__name__)
 
 WITHIN_S = 3600.0
 """A notice of a time further off than this, in either direction, is not believed: clouds tell minutes ahead."""
@@ -97,9 +100,8 @@ class AWS:
             text = self._find("/latest/meta-data/events/recommendations/rebalance")
             if text:
                 found.append(Notice(f"rebalance-{_text(_parse(text), 'noticeTime')}", "rebalance", None, advisory=True))
-        except MetadataError:  # nothing of an advice may hide an interruption
-            if not found:
-                raise
+        except MetadataError as error:  # nothing about an advice may hide or delay an interruption
+            logger.debug("no advice: %s", error)
         return found
 
     def _find(self, path: str) -> str | None:
@@ -125,11 +127,13 @@ class AWS:
 class GCP:
     """Compute Engine's preemption, of which the metadata server says no time: 30 s after it is first seen.
 
+    The server is asked at its address, which needs no name server.
+
     Source: https://cloud.google.com/compute/docs/instances/create-use-preemptible
     """
 
     name: ClassVar = "gcp"
-    url = "http://metadata.google.internal"
+    url = "http://169.254.169.254"
     flavor: ClassVar = {"Metadata-Flavor": "Google"}
     """A header of every question and of every answer."""
 

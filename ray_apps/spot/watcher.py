@@ -74,7 +74,9 @@ class OwnNode:
                         _drain(channel, node, deadline, message)
         except grpc.RpcError as error:
             raise DrainError(f"{gcs}: {error.code().name}: {error.details()}") from error
-        except (OSError, ValueError, RuntimeError) as error:  # no address, a wrong one, a token that is missing
+        except DrainError:
+            raise
+        except Exception as error:  # whatever Ray raises for an address or a token that is missing or wrong
             raise DrainError(str(error)) from error
         return [node.hex() for node in nodes]
 
@@ -167,8 +169,7 @@ class Watcher:
             try:
                 self._machine = self._cloud.machine()
             except MetadataError as error:
-                logger.info("which machine this is cannot be told: %s", error)
-                self._machine = Machine()
+                logger.info("which machine this is cannot be told yet: %s", error)
         return notices
 
     def _is_news(self, notice: Notice) -> bool:
@@ -248,7 +249,7 @@ class Recorder:
     def _write(self, record: Record) -> bool:
         try:
             write_record(self._place, record)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # pyarrow raises either
             logger.warning("%s: not recorded, tried again: %s", self._place, error)
             return False
         return True

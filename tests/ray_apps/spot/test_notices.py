@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.errors import ConfigError
 from ray_apps.spot.metadata import MetadataError, MetadataServer
 from ray_apps.spot.notices import AWS, CLOUDS, GCP, Azure, Cloud, Machine, find_cloud
 from tests import metadata
@@ -245,6 +246,12 @@ def test_azure_events_that_have_begun_are_due_now(azure: Metadata) -> None:
     assert notice.deadline is not None
     assert before <= notice.deadline <= time.time()
     assert cloud.notices() == [notice]
+
+
+@pytest.mark.parametrize("url", ["https://host", "host:80", "http://", "file:///etc/passwd"])
+def test_another_place_is_a_plain_http_one(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"--metadata-url: .* is not http://HOST"):
+        find_cloud("aws", url)
 
 
 def test_every_cloud_can_be_named() -> None:
