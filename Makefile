@@ -35,8 +35,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_import_rules.py
 
+# Two tests at a time, with one thread of torch each: more threads than cores wait for each other.
 test-fast: $(READY)
-	$(BIN)/pytest -m "not ray and not slow and not gpu and not soak and not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not ray and not slow and not gpu and not soak and not vllm"
 
 test: test-fast .clients/.ready
 	$(BIN)/pytest -m "(ray or slow) and not gpu and not soak and not vllm"
@@ -66,7 +67,7 @@ soak: $(READY) .clients/.ready
 
 bench-%: $(READY)
 	@test -f benchmarks/$*.py || { echo "no benchmark '$*'; there are: $$(ls benchmarks | sed -n 's/\.py$$//p' | xargs)"; exit 2; }
-	$(BIN)/python -m benchmarks.$* $(ARGS)
+	$(BIN)/python -m benchmarks.$* $(TRACES) $(ARGS)
 
 # Each peer has an environment of its own, so that its pins never meet ours.
 peers: $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))

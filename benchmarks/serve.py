@@ -178,8 +178,8 @@ def printed_by(program: str, *arguments: str) -> str:
     command = [sys.executable, "-m", f"benchmarks.support.{program}", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        print(f"  {program}: broke off with {done.returncode}, so there are no figures", flush=True)
-    return done.stdout.splitlines()[-1] if not done.returncode else "{}"
+        print(f"  {program}: broke off with {done.returncode}, so that figures are missing", flush=True)
+    return (done.stdout.splitlines() or ["{}"])[-1]
 
 
 def describe(point: Point) -> str:

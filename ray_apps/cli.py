@@ -261,6 +261,34 @@ def watch(
     watch(cloud=cloud, url=url, address=address, node=node, records=records, margin_s=margin_s, every_s=every_s)
 
 
+@spot.command()
+@click.argument("words", nargs=-1, required=True, metavar="TRACE.csv... [spot.key=value | job.key=value]...")
+@click.option(
+    "--start",
+    "starts_h",
+    type=click.FloatRange(min=0),
+    multiple=True,
+    metavar="HOURS",
+    help="Where in the traces runs start; may be repeated.",
+)
+@click.option("--egress", type=click.Path(path_type=Path), help="CSV from_region,to_region,price_usd_per_gb.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write an SVG of the first window.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list for programs instead.")
+def simulate(
+    words: tuple[str, ...], starts_h: tuple[float, ...], egress: Path | None, plot: Path | None, as_json: bool
+) -> None:
+    """Try the spot policy on recorded availability and prices, beside what else one could do.
+
+    Each TRACE is a CSV file of one zone, named after it: date,available,spot_usd_per_hour. Example:
+    vicuna spot simulate us-east-1c.csv us-west-2a.csv job.work_h=40 spot.deadline_h=60
+    """
+    from ray_apps.spot.simulator.report import report
+
+    traces = [Path(word) for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    report(traces, overrides, starts_h=starts_h or (0.0,), egress=egress, plot=plot, as_json=as_json)
+
+
 def main() -> None:
     """Run the command line; an error a user can mend is one line and exit code 1."""
     try:

@@ -5,6 +5,7 @@ vLLM gives tokens. Where an answer ends and what its text is, our own `Answer` s
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -33,6 +34,9 @@ from ray_apps.engine.vllm.sampling import prompt_scores, to_vllm, token_logprob
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_S = 120.0
+"""How long vLLM may say nothing while it has work: a step on the longest prompt takes well under a minute."""
+
 
 class Gauge(StatLoggerBase):
     """Keeps what vLLM's scheduler said last."""
@@ -40,9 +44,11 @@ class Gauge(StatLoggerBase):
     def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
         self.num_waiting = 0
         self.cache_usage = 0.0
+        self.told_at = 0.0  # by the monotonic clock
 
     def record(self, scheduler_stats: Any, *others: Any, **named: Any) -> None:
         """Take what it says after a step."""
+        self.told_at = time.monotonic()
         if scheduler_stats is not None:
             self.num_waiting = scheduler_stats.num_waiting_reqs
             self.cache_usage = scheduler_stats.kv_cache_usage
@@ -52,7 +58,11 @@ class Gauge(StatLoggerBase):
 
 
 class VllmEngine(LanguageEngine):
-    """Serves what `llm` runs. See `Engine` for its surface. `gauge` is one of the stat loggers of `llm`."""
+    """Serves what `llm` runs. See `Engine` for its surface.
+
+    `gauge` is one of the stat loggers of `llm`. `patience_s`: when vLLM has work and says nothing for longer, it counts
+    as stuck.
+    """
 
     def __init__(
         self,
@@ -62,8 +72,12 @@ class VllmEngine(LanguageEngine):
         *,
         max_model_len: int,
         adapters: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         super().__init__(language)
+        self._patience_s = patience_s
+        self._busy_since = 0.0
+        self._stuck = False
         self.max_model_len = max_model_len
         self._llm = llm
         self._gauge = gauge
@@ -80,6 +94,8 @@ class VllmEngine(LanguageEngine):
         await self.check_health()
         adapter = self._adapter(request.adapter)
         self._loop = asyncio.get_running_loop()
+        if not self._stats.num_running:
+            self._busy_since = time.monotonic()
         self._count(num_running=1, num_prompt_tokens=len(request.prompt_ids))
         try:
             async with aclosing(self._answer(request, adapter)) as deltas:
@@ -161,9 +177,15 @@ class VllmEngine(LanguageEngine):
         )
 
     async def check_health(self) -> None:
-        """Return while the engine core and its workers live."""
+        """Return while the engine core and its workers live and get on."""
         if self._closed:
             raise EngineStoppedError("the engine was shut down")
+        heard_at = max(self._busy_since, self._gauge.told_at)
+        if self._stats.num_running and time.monotonic() - heard_at > self._patience_s:
+            self._stuck = True
+            self._llm.output_processor.propagate_error(EngineDeadError())
+        if self._stuck:
+            raise EngineStoppedError(f"vLLM has said nothing for {self._patience_s:g} s")
         try:
             await self._llm.check_health()
         except EngineDeadError:

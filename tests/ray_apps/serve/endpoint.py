@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import httpx
@@ -81,7 +82,10 @@ class Endpoint:
             return Told(response.status_code, error=body["error"])
         return Told(200, body["choices"][0]["message"]["content"], is_done=True, usage=body["usage"])
 
-    def stream(self, *messages: str, headers: dict[str, str] | None = None, **fields: Any) -> Told:
+    def stream(
+        self, *messages: str, headers: dict[str, str] | None = None, began: Event | None = None, **fields: Any
+    ) -> Told:
+        """`began` is set once a piece of the answer is there."""
         body = self.body(*messages, stream=True, **fields)
         with self.client.stream("POST", "/v1/chat/completions", json=body, headers=headers or {}) as response:
             told = Told(response.status_code)
@@ -90,6 +94,8 @@ class Endpoint:
                     told.is_done = True
                 elif line:
                     read_chunk(json.loads(line.removeprefix("data: ")), told)
+                    if began:
+                        began.set()
         return told
 
     def all_stats(self) -> list[EngineStats]:

@@ -109,10 +109,11 @@ class TestOnTwoReplicas:
 
     def test_a_killed_ingress_ends_what_it_was_telling_with_an_error(self, tiny: Endpoint) -> None:
         (ingress,) = actors("test#Ingress#")
+        began = threading.Event()
         with at_once(2) as pool:
-            stream = pool.submit(tiny.stream, "stream", **LONG)
+            stream = pool.submit(tiny.stream, "stream", began=began, **LONG)
             whole = pool.submit(tiny.ask, "whole", **LONG)
-            wait_until(lambda: sum(stats.num_running for stats in tiny.all_stats()) == 2)
+            wait_until(lambda: began.is_set() and sum(stats.num_running for stats in tiny.all_stats()) == 2)
             os.kill(ingress.pid, signal.SIGKILL)
         told, given = stream.result(), whole.result()
         assert (told.status, told.is_done, told.error and told.error["code"]) == (200, False, "answer_lost")

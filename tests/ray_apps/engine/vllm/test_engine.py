@@ -126,6 +126,36 @@ async def test_two_workers_give_the_tokens_of_one_and_a_dead_one_fails_the_whole
     await until(lambda: not [one for one in vllm_processes() if one not in before])
 
 
+async def test_a_core_that_hangs_is_given_up(directory: Path) -> None:
+    before = [*vllm_processes()]
+    engine = start(directory)
+    (core,) = [one for one in vllm_processes("EngineCore") if one not in before]
+    try:
+        waiting = asyncio.create_task(answer(engine, request(max_tokens=400, ignore_eos=True)))
+        await until(lambda: engine.stats().num_generated_tokens > 0)
+        await engine.check_health()
+        core.suspend()
+        engine._patience_s = 1.0
+        async with asyncio.timeout(60):
+            while await is_well(engine):
+                await asyncio.sleep(0.1)
+        with pytest.raises(EngineStoppedError):
+            await waiting
+        with pytest.raises(EngineStoppedError, match="has said nothing for 1 s"):
+            await answer(engine, request())
+    finally:
+        core.resume()
+        engine.shutdown()
+
+
+async def is_well(engine: VllmEngine) -> bool:
+    try:
+        await engine.check_health()
+    except EngineStoppedError:
+        return False
+    return True
+
+
 async def test_shutdown_tells_those_who_wait(directory: Path) -> None:
     engine = start(directory)
     waiting = [asyncio.create_task(answer(engine, request(max_tokens=400, ignore_eos=True))) for _ in range(6)]

@@ -1,0 +1,36 @@
+"""What is simulated: the work, and how long everything around it takes."""
+
+from pydantic import Field
+
+from data_prep.config import Settings
+
+
+class JobSettings(Settings):
+    """A training run on machines of one kind. Hours and prices are of all its machines together."""
+
+    work_h: float = Field(40.0, gt=0)
+    """Hours of training, with nothing lost."""
+    cold_start_h: float = Field(0.2, ge=0)
+    """From asking for machines until training goes on."""
+    on_demand_usd_per_hour: float = Field(3.06, gt=0)
+    """The same machines on demand."""
+    price_scale: float = Field(1.0, gt=0)
+    """By what the traces' prices are multiplied: for other machines than the traced ones, if theirs move alike."""
+    checkpoint_gb: float = Field(50.0, ge=0)
+    """What goes from one region to another on a move."""
+    egress_usd_per_gb: float = Field(0.02, ge=0)
+    """Where no list of prices says otherwise; nothing within a region."""
+    checkpoint_every_h: float = Field(1.0, gt=0)
+    """Hours of training between two saves."""
+    save_h: float = Field(0.0, ge=0)
+    """How long training stands still for a save."""
+    write_h: float = Field(0.02, ge=0)
+    """Until a save that has begun is complete in the object store."""
+    notice_h: float = Field(2 / 60, ge=0)
+    """Between the notice of a preemption and the end of the machine. With less than `save_h + write_h` there is no
+    urgent checkpoint, and what was done since the last save is lost."""
+
+    @property
+    def has_urgent_saves(self) -> bool:
+        """Whether a checkpoint is complete before a machine that is taken away is gone."""
+        return self.notice_h >= self.save_h + self.write_h
