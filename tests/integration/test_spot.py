@@ -167,8 +167,8 @@ def test_a_machine_is_taken_away_and_another_one_comes(
         train(config, on_progress=events.watch)
     done.set()
     assert events.sizes[0] == 2
-    assert 1 in events.sizes
-    assert events.sizes[-1] == 2
+    assert len(events.sizes) > 1
+    assert events.sizes[-1] == 2  # on the new machine; in between on one, unless it came before the run started again
     assert losses(config)[-1] == pytest.approx(losses(fixed)[-1], abs=1e-3)
     assert losses(config) == pytest.approx(losses(fixed), abs=1e-3)
     if not told:
