@@ -231,7 +231,34 @@ def doctor(recipe: str | None, as_json: bool, wait_s: float, overrides: tuple[st
 
 @vicuna.group()
 def spot() -> None:
-    """Spot machines: what they would have cost, and what is done when they are taken away."""
+    """Machines that cost a third and are taken away at a moment's notice."""
+
+
+@spot.command()
+@click.option("--cloud", type=click.Choice(["aws", "gcp", "azure"]), help="Instead of the one that answers.")
+@click.option("--records", metavar="PLACE", help="A folder or s3:// path that gets a JSON file for each notice.")
+@click.option("--margin", "margin_s", type=click.FloatRange(min=0), default=5, show_default=True, metavar="SECONDS")
+@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=1, show_default=True, metavar="SECONDS")
+@click.option("--address", envvar="RAY_ADDRESS", default="auto", help="The Ray cluster: host:port.")
+@click.option("--node", help="The name of the Ray node, where there are several on this machine.")
+@click.option("--metadata-url", "url", help="Where the cloud's metadata server is, instead of its usual place.")
+def watch(
+    cloud: str | None,
+    records: str | None,
+    margin_s: float,
+    every_s: float,
+    address: str,
+    node: str | None,
+    url: str | None,
+) -> None:
+    """Drain this machine's Ray node when its cloud is about to take it away; until SIGTERM.
+
+    Asks the cloud --every so often. Workers are told a deadline that is --margin before the real one.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from ray_apps.spot.watcher import watch
+
+    watch(cloud=cloud, url=url, address=address, node=node, records=records, margin_s=margin_s, every_s=every_s)
 
 
 @spot.command()

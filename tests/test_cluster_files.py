@@ -1,12 +1,18 @@
 """The files a cluster is started from, checked offline by Ray's own code."""
 
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from data_prep.chat_template import TEMPLATES
+from ray_apps import cli
 from ray_apps.recipe import RECIPES, load_recipe
 from ray_apps.serve.environment import VARIABLES
 
@@ -61,12 +67,51 @@ def test_every_node_gets_this_project_and_the_pinned_ray(cluster: dict[str, Any]
 
 
 def test_the_bashrc_line_is_added_once(cluster: dict[str, Any], tmp_path: Path) -> None:
-    import subprocess
-
     command = next(command for command in cluster["setup_commands"] if ".bashrc" in command)
     for _ in range(2):
         subprocess.run(["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
     assert (tmp_path / ".bashrc").read_text().count("export PATH=~/venv/bin:$PATH") == 1
+
+
+@pytest.mark.slow
+def test_the_watcher_outlives_its_session_is_started_again_and_replaced(
+    cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    (command,) = (command for command in cluster["worker_start_ray_commands"] if "spot watch" in command)
+    (tmp_path / "vicuna-ray").mkdir()
+    vicuna = tmp_path / "venv/bin/vicuna"
+    vicuna.parent.mkdir(parents=True)
+    vicuna.write_text('#!/bin/sh\necho $$ "$@" >> ~/started\nexec sleep 600\n')
+    vicuna.chmod(0o755)
+
+    def run() -> None:  # to the end of all that holds its output: a session ends then
+        env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+        subprocess.run(["bash", "-c", command], env=env, check=True, capture_output=True, timeout=60)
+
+    def started(count: int) -> list[int]:
+        until = time.monotonic() + 60
+        while not (log := tmp_path / "started").exists() or len(log.read_text().splitlines()) < count:
+            assert time.monotonic() < until, "it was not started"
+            time.sleep(0.05)
+        return [int(line.split()[0]) for line in log.read_text().splitlines()]
+
+    try:
+        run()
+        os.kill(started(1)[0], signal.SIGKILL)
+        again = started(2)[1]
+        assert psutil.pid_exists(again)
+        run()
+        started(3)
+        until = time.monotonic() + 60
+        while psutil.pid_exists(again):
+            assert time.monotonic() < until, "the old one goes on"
+            time.sleep(0.05)
+        _, *arguments = (tmp_path / "started").read_text().splitlines()[-1].split()
+        context = cli.watch.make_context("watch", arguments[2:])
+        assert (arguments[:2], context.params["address"]) == (["spot", "watch"], "10.0.0.1:6379")
+        assert context.params["records"] == "artifacts/spot/notices"
+    finally:
+        os.killpg(int((tmp_path / ".spot-watch.pid").read_text()), signal.SIGKILL)
 
 
 def test_serve_accepts_its_config() -> None:
