@@ -5,7 +5,8 @@ VicunaError
 ├── DataError      chats or a dataset are missing, unreadable, empty or of another tokenizer
 ├── ModelError     a model directory, path or hub id cannot be used
 ├── RunError       a training run cannot start, resume or be exported
-└── ServeError     an endpoint cannot be started
+├── ServeError     an endpoint cannot be started
+└── SpotError      machines cannot be had, or not within the limits
 """
 
 
@@ -31,3 +32,7 @@ class RunError(VicunaError):
 
 class ServeError(VicunaError):
     """An endpoint cannot be started."""
+
+
+class SpotError(VicunaError):
+    """Machines cannot be had, or not within the limits of cost and time."""

@@ -289,6 +289,50 @@ def simulate(
     report(traces, overrides, starts_h=starts_h or (0.0,), egress=egress, plot=plot, as_json=as_json)
 
 
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def up(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Have a cluster with all its workers, in the best of the zones of RECIPE's section spot.
+
+    The one that is up already stays. Where there is no room, or a region has died, it comes up elsewhere. Example:
+    vicuna spot up vicuna_7b spot.zones='{us-west-2: [us-west-2a, us-west-2b]}' spot.max_cost_usd=150
+    """
+    from ray_apps.recipe import load_recipe, spot_section
+
+    config = spot_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.spot.launcher import make_launcher
+
+    cluster = make_launcher(config).up()
+    click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
+
+
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def down(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Terminate all machines of RECIPE's clusters, in whichever of its zones they are."""
+    from ray_apps.recipe import load_recipe, spot_section
+
+    config = spot_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.spot.launcher import make_launcher
+
+    click.echo(f"{make_launcher(config).down()} machines were terminated, none is left")
+
+
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def status(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Say where RECIPE's cluster is, with how many workers, and what was spent."""
+    from ray_apps.recipe import load_recipe, spot_section
+
+    config = spot_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.spot.launcher import make_launcher
+
+    click.echo(make_launcher(config).status())
+
+
 def main() -> None:
     """Run the command line; an error a user can mend is one line and exit code 1."""
     try:

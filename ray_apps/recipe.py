@@ -7,9 +7,10 @@ from typing import TypeVar
 from data_prep.config import DataConfig, Settings
 from data_prep.errors import ConfigError
 from ray_apps.config import apply_overrides, load_yaml
+from ray_apps.spot.config import SpotConfig
 from ray_apps.train.config import TrainConfig
 
-Section = TypeVar("Section", DataConfig, TrainConfig)
+Section = TypeVar("Section", DataConfig, TrainConfig, SpotConfig)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -19,6 +20,7 @@ class Recipe(Settings):
 
     data: DataConfig | None = None
     train: TrainConfig | None = None
+    spot: SpotConfig | None = None
 
 
 def find_recipe(name: str) -> Path:
@@ -53,6 +55,11 @@ def data_section(recipe: Recipe, name: str) -> DataConfig:
 def train_section(recipe: Recipe, name: str) -> TrainConfig:
     """The `train` section of the recipe called `name`; ConfigError if it has none."""
     return _present(recipe.train, "train", name)
+
+
+def spot_section(recipe: Recipe, name: str) -> SpotConfig:
+    """The `spot` section of the recipe called `name`; ConfigError if it has none."""
+    return _present(recipe.spot, "spot", name)
 
 
 def _present(section: Section | None, kind: str, name: str) -> Section:

@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
+import click
 import psutil
 import pytest
 import yaml
@@ -15,6 +18,8 @@ from data_prep.chat_template import TEMPLATES
 from ray_apps import cli
 from ray_apps.recipe import RECIPES, load_recipe
 from ray_apps.serve.environment import VARIABLES
+from tests import s3
+from tests.ray_apps.spot import aws
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +46,98 @@ def test_ray_refuses_an_unknown_field(cluster: dict[str, Any]) -> None:
         validate_config(prepare_config(cluster))
 
 
+@pytest.fixture
+def aws_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS over real HTTP, on loopback; a home of its own, as Ray writes an SSH key; no waiting for rights to spread."""
+    from moto.backends import get_backend
+    from ray.autoscaler._private.aws import config as ray_aws
+    from ray.autoscaler._private.aws.utils import client_cache, resource_cache
+
+    caches = (client_cache, resource_cache, ray_aws._get_subnets_or_die)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray_aws.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")  # Ray's role takes two of them
+    get_backend("iam").reset()
+    with s3.serving() as address:
+        for name, value in {**aws.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        for cache in caches:
+            cache.cache_clear()
+        yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.slow
+def test_the_cluster_bootstraps_and_its_machines_start(aws_service: None, cluster: dict[str, Any]) -> None:
+    """All of `ray up` before there is a machine to log in to, then the workers as the head asks for them."""
+    from ray.autoscaler._private.commands import _bootstrap_config
+    from ray.autoscaler._private.providers import _clear_provider_cache, _get_node_provider
+
+    ready = _bootstrap_config(cluster, no_config_cache=True)
+    types = ready["available_node_types"]
+    assert types["gpu"]["resources"]["GPU"] == 8
+    assert types["cpu"]["resources"]["CPU"] == 32
+    assert "GPU" not in types["cpu"]["resources"]
+    assert types["head"]["resources"] | {"CPU": 0, "GPU": 0} == types["head"]["resources"]
+    assert len(types["gpu"]["node_config"]["SubnetIds"]) == 3
+    assert Path(ready["auth"]["ssh_private_key"]).exists()
+
+    provider = _get_node_provider(ready["provider"], ready["cluster_name"])
+    _clear_provider_cache()
+    image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]  # moto knows no names of SSM's
+    for name, count in {"head": 1, "cpu": 1, "gpu": 2}.items():
+        node = (
+            {**ready.get("head_node", {}), **types[name]["node_config"]}
+            if name == "head"
+            else types[name]["node_config"]
+        )
+        kind = "head" if name == "head" else "worker"
+        tags = {"ray-node-kind": kind, "ray-user-node-type": name, "ray-launch-config": "", "ray-node-name": name}
+        provider.create_node_with_resources_and_labels({**node, "ImageId": image}, tags, count, {}, {})
+    nodes = {node: provider.node_tags(node) for node in provider.non_terminated_nodes({})}
+    assert sorted(tags["ray-user-node-type"] for tags in nodes.values()) == ["cpu", "gpu", "gpu", "head"]
+    bought = {(tags["ray-user-node-type"], tags["vicuna-purchase"]) for tags in nodes.values()}
+    assert bought == {("head", "on_demand"), ("cpu", "spot"), ("gpu", "spot")}
+    provider.terminate_nodes(list(nodes))
+    assert provider.non_terminated_nodes({}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cooldown": 5}, "provider.placement.cooldown: unknown field; did you mean 'cooldown_s'?"),
+        ({"timeout_s": 0}, "provider.placement.timeout_s: 0 is not valid"),
+        ({"instance_types": {"gpus": ["p4de.24xlarge"]}}, "'gpus' is no node type; valid: cpu, gpu, head"),
+        (5, "provider.placement: 5 is not valid; expected a section"),
+    ],
+)
+def test_a_wrong_placement_is_told_before_anything_is_made(cluster: dict[str, Any], change: Any, message: str) -> None:
+    from ray_apps.spot.provider import SpotNodeProvider
+
+    cluster["provider"]["placement"] = change
+    with pytest.raises(click.ClickException) as caught:
+        SpotNodeProvider.bootstrap_config(cluster)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"InstanceMarketOptions": {"SpotOptions": {"MaxPrice": 16}}}, "SpotOptions.MaxPrice: 16 is not valid"),
+        ({"InstanceMarketOptions": {"SpotOptions": {"MaxPrice": "free"}}}, "SpotOptions.MaxPrice: 'free' is not valid"),
+        ({"NetworkInterfaces": []}, "available_node_types.gpu.node_config.NetworkInterfaces: binds machines to a zone"),
+    ],
+)
+def test_a_node_type_that_cannot_be_placed(cluster: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    from ray_apps.spot.provider import SpotNodeProvider
+
+    cluster["available_node_types"]["gpu"]["node_config"] |= change
+    with pytest.raises(click.ClickException) as caught:
+        SpotNodeProvider.bootstrap_config(cluster)
+    assert message in str(caught.value)
+
+
 def test_ray_is_started_with_what_serving_needs(cluster: dict[str, Any]) -> None:
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         (start,) = (command for command in commands if "ray start" in command)
@@ -56,6 +153,7 @@ def test_the_head_takes_no_work_and_workers_are_capped_spot_machines(cluster: di
     assert market["MarketType"] == "spot"
     assert float(market["SpotOptions"]["MaxPrice"]) > 0
     assert len(cluster["provider"]["availability_zone"].split(",")) >= 2
+    assert not cluster["provider"]["placement"]["fall_back_to_on_demand"]
 
 
 def test_every_node_gets_this_project_and_the_pinned_ray(cluster: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from data_prep.errors import ConfigError
 from ray_apps.config import apply_overrides
 from ray_apps.console import console
 from ray_apps.spot.policy import PolicySettings
+from ray_apps.spot.pricing import read_egress
 from ray_apps.spot.simulator.compare import Line, compare, windows
 from ray_apps.spot.simulator.job import JobSettings
 from ray_apps.spot.simulator.plot import draw
-from ray_apps.spot.simulator.traces import read_egress, read_traces
+from ray_apps.spot.simulator.traces import read_traces
 
 BUCKETS = ("productive_h", "recovery_h", "save_h", "wasted_h", "waiting_h")
 

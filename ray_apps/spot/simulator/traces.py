@@ -109,23 +109,3 @@ def _read_row(row: Mapping[str, str | None], where: str) -> tuple[datetime, bool
     if not 0 < usd < float("inf"):
         raise DataError(f"{where}: spot_usd_per_hour: {price!r} is not valid; expected dollars, more than 0")
     return time, available == "1", usd
-
-
-def read_egress(path: Path) -> dict[tuple[str, str], float]:
-    """Dollars per GB between two regions, from a CSV file `from_region,to_region,price_usd_per_gb`.
-
-    Raises:
-        DataError: the file is missing or malformed; file and line are named.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: {error}") from None
-    prices: dict[tuple[str, str], float] = {}
-    for line, row in enumerate(rows, 2):
-        try:
-            prices[row["from_region"], row["to_region"]] = float(row["price_usd_per_gb"])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{path}:{line}: expected from_region,to_region,price_usd_per_gb") from None
-    return prices

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import DataError
-from ray_apps.spot.simulator.traces import read_egress, read_trace, read_traces, region_of
+from ray_apps.spot.simulator.traces import read_trace, read_traces, region_of
 
 HEAD = "date,available,spot_usd_per_hour\n"
 ROWS = "2023-02-15 22:08:16,0,1.2\n2023-02-15 22:11:31,1,1.3\n2023-02-15 22:14:47,1,1.4\n"
@@ -64,10 +64,3 @@ def test_a_window_beyond_the_trace_is_refused(tmp_path: Path) -> None:
     assert trace.window(trace.step_h, 1.5 * trace.step_h).available == (True, True)
     with pytest.raises(DataError, match=r"covers 0\.2 h"):
         trace.window(0, 1)
-
-
-def test_prices_of_moves(tmp_path: Path) -> None:
-    good = write(tmp_path, "egress.csv", "from_region,to_region,price_usd_per_gb\na,b,0.02\n")
-    assert read_egress(good) == {("a", "b"): 0.02}
-    with pytest.raises(DataError, match=r"bad\.csv:2"):
-        read_egress(write(tmp_path, "bad.csv", "from_region,to_region,price_usd_per_gb\na,b\n"))
