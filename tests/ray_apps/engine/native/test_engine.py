@@ -233,10 +233,11 @@ async def test_closing_an_answer_frees_the_engine_for_the_next(engine: NativeEng
     try:
         async with aclosing(engine.generate(request(engine, max_tokens=400, temperature=1.5))) as deltas:
             await anext(deltas)
+        closed_at = steps
         await answer(engine, request(engine, max_tokens=1))
     finally:
         loaded.model.forward = forward  # type: ignore[method-assign]
-    assert steps < 100
+    assert steps - closed_at <= 3  # one that was under way, and those of the next request
 
 
 async def test_a_request_given_up_while_waiting_is_never_started(
