@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from data_prep.chat_template import TEMPLATES
-from ray_apps import cli
 from ray_apps.recipe import RECIPES, load_recipe
 from ray_apps.serve.environment import VARIABLES
+from ray_apps.spot.commands import watch
 from tests import s3
 from tests.ray_apps.spot import aws
 
@@ -172,7 +172,7 @@ def test_the_bashrc_line_is_added_once(cluster: dict[str, Any], tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_watcher_outlives_its_session_is_started_again_and_replaced(
+def test_the_watcher_outlives_its_connection_is_started_again_and_replaced(
     cluster: dict[str, Any], tmp_path: Path
 ) -> None:
     (command,) = (command for command in cluster["worker_start_ray_commands"] if "spot watch" in command)
@@ -205,7 +205,7 @@ def test_the_watcher_outlives_its_session_is_started_again_and_replaced(
             assert time.monotonic() < until, "the old one goes on"
             time.sleep(0.05)
         _, *arguments = (tmp_path / "started").read_text().splitlines()[-1].split()
-        context = cli.watch.make_context("watch", arguments[2:])
+        context = watch.make_context("watch", arguments[2:])
         assert (arguments[:2], context.params["address"]) == (["spot", "watch"], "10.0.0.1:6379")
         assert context.params["records"] == "artifacts/spot/notices"
     finally:

@@ -43,7 +43,7 @@ class Connection:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope.get("path") == _ROUTES:
+        if scope["path"] == _ROUTES:
             scope = {**scope, "path": "/routes"}  # the application's to refuse, as any path that it does not have
         stalled = asyncio.Event()
 

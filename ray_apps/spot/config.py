@@ -39,9 +39,9 @@ class SpotConfig(Settings):
     head_usd_per_hour: float = Field(0.0, ge=0)
     """What the head costs, counted towards `max_cost_usd`."""
     max_cost_usd: float | None = Field(None, gt=0)
-    """Nothing is started, and what runs is ended, once that much was spent."""
+    """Nothing is started once that much was spent. What runs goes on."""
     deadline_h: float | None = Field(None, gt=0)
-    """The same, that long after the first start."""
+    """Nothing is started that long after the first start."""
     cooldown_s: float = Field(900.0, ge=0)
     """How long a zone is let alone that failed."""
     state: DiskPath = "artifacts/spot.json"

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from data_prep.config import Settings
+from ray_apps.spot.placement import Purchase
 
-Purchase = Literal["spot", "on_demand"]
 Kind = Literal["run", "wait", "stop"]
 
 
@@ -24,8 +24,6 @@ class PolicySettings(Settings):
     """Hours from the start until all must be done; on-demand machines see to it. None: it may take for ever."""
     max_cost_usd: float | None = Field(None, gt=0)
     """Never spend more; the run stops before, with its last checkpoint."""
-    restart_h: float = Field(0.2, ge=0)
-    """Hours from asking for machines until training goes on."""
     on_demand: bool = True
     """Take on-demand machines where the deadline needs them."""
     patience_h: float = Field(2.0, ge=0)
@@ -58,7 +56,7 @@ class Observation:
 
     `work_left_h`: hours of training that are left if nothing is lost, a cold start under way included. `at_risk_h`:
     hours of training that a machine which is gone without notice would take along. `period_h`: until the next
-    decision. `running`: what it runs on.
+    decision. `restart_h`: from asking for machines until training goes on. `running`: what it runs on.
     """
 
     at_h: float
@@ -66,6 +64,7 @@ class Observation:
     work_left_h: float
     spent_usd: float
     period_h: float
+    restart_h: float
     offers: tuple[Offer, ...]
     running: tuple[str, Purchase] | None = None
     at_risk_h: float = 0.0
@@ -121,12 +120,12 @@ def _wanted(settings: PolicySettings, state: State, seen: Observation) -> Offer 
     slack_h = _slack_h(settings, seen)
     spot = [offer for offer in seen.offers if offer.purchase == "spot" and offer.is_there]
     if ours is not None and ours.purchase == "spot":
-        if slack_h is not None and slack_h - seen.at_risk_h < settings.restart_h + seen.period_h:
+        if slack_h is not None and slack_h - seen.at_risk_h < seen.restart_h + seen.period_h:
             return _on_demand(settings, seen) or ours
         return ours
-    is_late = slack_h is not None and slack_h < 2 * settings.restart_h + seen.period_h
+    is_late = slack_h is not None and slack_h < 2 * seen.restart_h + seen.period_h
     if ours is not None:
-        is_ahead = _lead_h(settings, seen, 2 * settings.restart_h) >= 0
+        is_ahead = _lead_h(settings, seen, 2 * seen.restart_h) >= 0
         return (_cheapest(_fair(settings, seen, spot), seen) if is_ahead and not is_late else None) or ours
     if is_late:
         return _on_demand(settings, seen) or _cheapest(spot, seen)

@@ -17,9 +17,8 @@ from ray.core.generated import autoscaler_pb2
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.launch import train
-from ray_apps.train.saving import Keeper
-from ray_apps.train.worker import train_loop_per_worker
 from tests import s3, tiny
+from tests.integration.slowly import slowly
 from tests.processes import run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
 from tests.s3 import Bucket
@@ -39,19 +38,7 @@ SETTINGS = {
 
 
 PAUSE_S = 0.25
-"""After each step, so that a run of a tiny model lasts until Ray has seen a node come, which takes it up to 40 s."""
-
-
-def train_slowly(values: dict[str, Any]) -> dict[str, str]:
-    """What each worker runs."""
-    after_step = Keeper.after_step
-
-    def pausing(*arguments: Any, **options: Any) -> bool:
-        time.sleep(PAUSE_S)
-        return after_step(*arguments, **options)
-
-    Keeper.after_step = pausing  # type: ignore[method-assign]
-    return train_loop_per_worker(values)
+"""After each step."""
 
 
 @pytest.fixture
@@ -59,7 +46,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs; workers go to nodes of one CPU, added by the test."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("ray_apps.train.launch.train_loop_per_worker", train_slowly)
+    monkeypatch.setattr("ray_apps.train.launch.train_loop_per_worker", slowly(PAUSE_S))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield cluster
     ray.shutdown()

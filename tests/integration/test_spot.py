@@ -21,9 +21,8 @@ from ray_apps.run_dir import RunDir
 from ray_apps.spot.records import read_records
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.launch import train
-from ray_apps.train.saving import Keeper
-from ray_apps.train.worker import train_loop_per_worker
 from tests import metadata, s3, tiny
+from tests.integration.slowly import slowly
 from tests.integration.test_recovery import SETTINGS, Events, add_node, fixed_run, trained
 from tests.metadata import Metadata
 from tests.ray_apps.train.test_loop import losses
@@ -34,22 +33,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ign
 ROOT = Path(__file__).parents[2]
 STEPS = 80
 PAUSE_S = 0.8
-"""After each step, so that a run of few steps lasts until Ray has seen a node come, which takes it up to 40 s."""
+"""After each step."""
 NOTICE_S = 40
 LEARN_S = 5.0
 """Within which the ranks know of a notice."""
-
-
-def train_slowly(values: dict[str, Any]) -> dict[str, str]:
-    """What each worker runs."""
-    after_step = Keeper.after_step
-
-    def pausing(*arguments: Any, **options: Any) -> bool:
-        time.sleep(PAUSE_S)
-        return after_step(*arguments, **options)
-
-    Keeper.after_step = pausing  # type: ignore[method-assign]
-    return train_loop_per_worker(values)
 
 
 def start_cluster() -> Cluster:
@@ -65,7 +52,7 @@ def start_cluster() -> Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("ray_apps.train.launch.train_loop_per_worker", train_slowly)
+    monkeypatch.setattr("ray_apps.train.launch.train_loop_per_worker", slowly(PAUSE_S))
     cluster = start_cluster()
     yield cluster
     ray.shutdown()
@@ -192,7 +179,7 @@ def run_region(config: str) -> None:
     import ray_apps.train.launch as launch
 
     os.environ.update(SETTINGS)
-    launch.train_loop_per_worker = train_slowly  # type: ignore[assignment]
+    launch.train_loop_per_worker = slowly(PAUSE_S)  # type: ignore[assignment]
     cluster = start_cluster()
     for _ in range(2):
         cluster.add_node(num_cpus=1)

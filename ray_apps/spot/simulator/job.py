@@ -1,8 +1,12 @@
 """What is simulated: the work, and how long everything around it takes."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from data_prep.config import Settings
+from ray_apps.spot.pricing import egress_usd
+from ray_apps.spot.simulator.traces import region_of
 
 
 class JobSettings(Settings):
@@ -34,3 +38,8 @@ class JobSettings(Settings):
     def has_urgent_saves(self) -> bool:
         """Whether a checkpoint is complete before a machine that is taken away is gone."""
         return self.notice_h >= self.save_h + self.write_h
+
+    def move_usd(self, egress: Mapping[tuple[str, str], float], from_zone: str | None, to_zone: str) -> float:
+        """Dollars for bringing the checkpoint from one zone to another; the first start has none to bring."""
+        source, target = region_of(from_zone or to_zone), region_of(to_zone)
+        return egress_usd(self.checkpoint_gb * 1e9, source, target, egress, self.egress_usd_per_gb)

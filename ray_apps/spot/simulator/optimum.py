@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_apps.spot.simulator.job import JobSettings
-from ray_apps.spot.simulator.simulate import move_usd
 from ray_apps.spot.simulator.traces import Trace
 
 Costs = NDArray[np.float64]
@@ -44,7 +43,7 @@ def optimum_usd(
         price = np.full(len(traces[0].available), step_h * job.on_demand_usd_per_hour)
         places += [_Place(trace.zone, price) for trace in traces]
     zones: list[str | None] = [trace.zone for trace in traces]
-    moves = {(a, b.zone): move_usd(job, egress or {}, a, b.zone) for a in [*zones, None] for b in places}
+    moves = {(a, b.zone): job.move_usd(egress or {}, a, b.zone) for a in [*zones, None] for b in places}
     done = np.full(work + 1, np.inf)
     done[0] = 0.0  # by hours of work that are left
     idle: dict[str | None, Costs] = dict.fromkeys([*zones, None], done)

@@ -23,10 +23,10 @@ BUCKETS = ("productive_h", "recovery_h", "save_h", "wasted_h", "waiting_h")
 
 
 class Scenario(Settings):
-    """What a simulation is told, as `job.key=value` and `spot.key=value`."""
+    """What a simulation is told, as `job.key=value` and `policy.key=value`."""
 
     job: JobSettings = Field(default_factory=lambda: JobSettings())
-    spot: PolicySettings = Field(default_factory=lambda: PolicySettings())
+    policy: PolicySettings = Field(default_factory=lambda: PolicySettings())
 
 
 def report(
@@ -45,13 +45,13 @@ def report(
         DataError: a trace is, or it ends before the deadline.
     """
     scenario = Scenario.parse(apply_overrides({}, overrides))
-    deadline_h = scenario.spot.deadline_h
+    deadline_h = scenario.policy.deadline_h
     if not traces:
         raise ConfigError("TRACES: none are given; expected CSV files, one for each zone")
     read = [trace.scaled(scenario.job.price_scale) for trace in read_traces(traces)]
     covered = len(read[0].available) * read[0].step_h
     parts = windows(read, starts_h, deadline_h) if deadline_h else windows(read, starts_h, covered - max(starts_h))
-    lines = compare(scenario.job, scenario.spot, parts, read_egress(egress) if egress else {})
+    lines = compare(scenario.job, scenario.policy, parts, read_egress(egress) if egress else {})
     if as_json:
         print(json.dumps([as_dict(line) for line in lines]))
     else:
@@ -82,7 +82,7 @@ _FIGURES = (
 
 def show(lines: Sequence[Line], scenario: Scenario, num_windows: int) -> None:
     """Print the comparison."""
-    job, deadline_h = scenario.job, scenario.spot.deadline_h
+    job, deadline_h = scenario.job, scenario.policy.deadline_h
     by = "without a deadline" if deadline_h is None else f"to be done in {deadline_h:g} h"
     means = f"; means of {num_windows} windows" if num_windows > 1 else ""
     console.print(

@@ -7,7 +7,8 @@ away between the two.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ray_apps.spot.policy import Observation, Offer, PolicySettings, Purchase, State, decide, remember
+from ray_apps.spot.placement import Purchase
+from ray_apps.spot.policy import Observation, Offer, PolicySettings, State, decide, remember
 from ray_apps.spot.simulator.job import JobSettings
 from ray_apps.spot.simulator.traces import Trace, region_of
 
@@ -89,6 +90,7 @@ class _Run:
             work_left_h=max(0.0, self.left_h) + (self.starting_h if self.running else 0.0),
             spent_usd=self.outcome.usd,
             period_h=self.step_h,
+            restart_h=self.job.cold_start_h,
             offers=tuple(self._offers(step)),
             running=self.running,
             at_risk_h=at_risk_h,
@@ -103,7 +105,7 @@ class _Run:
         return offers
 
     def _move_usd(self, zone: str) -> float:
-        return move_usd(self.job, self.egress, self.last_zone, zone)
+        return self.job.move_usd(self.egress, self.last_zone, zone)
 
     def take_away(self) -> None:
         """The machine is gone: with a notice that is long enough nothing but its time is lost."""
@@ -159,14 +161,6 @@ class _Run:
         used = hours - max(0.0, left)
         self.outcome.usd += used * usd_per_hour
         return used
-
-
-def move_usd(job: JobSettings, egress: Mapping[tuple[str, str], float], from_zone: str | None, to_zone: str) -> float:
-    """Dollars for bringing a checkpoint from one zone to another; the first start has none to bring."""
-    if from_zone is None or region_of(from_zone) == region_of(to_zone):
-        return 0.0
-    price = egress.get((region_of(from_zone), region_of(to_zone)), job.egress_usd_per_gb)
-    return job.checkpoint_gb * price
 
 
 def simulate(

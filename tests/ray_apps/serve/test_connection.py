@@ -108,7 +108,7 @@ async def test_pieces_add_up(size: int) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await Connection(app, stall_s=5)({"type": "http", "headers": []}, receive, send)
+    await Connection(app, stall_s=5)({"type": "http", "path": "/", "headers": []}, receive, send)
     assert sum(len(message["body"]) for message in sent) == size
     assert [message["more_body"] for message in sent] == [True] * (len(sent) - 1) + [False]
 

@@ -20,9 +20,8 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.ray
 
 
-@contextmanager
-def serve_run(folder: Path, model: str) -> Iterator[tuple[str, Path]]:
-    """`serve run` on a free port with `model` in the demo's place; gives the URL and the file of what it prints."""
+def with_a_file(folder: Path, model: str) -> tuple[list[str], int]:
+    """The project's config file with `model` in the demo's place and a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -30,8 +29,24 @@ def serve_run(folder: Path, model: str) -> Iterator[tuple[str, Path]]:
     config["http_options"]["port"] = port
     config["applications"][0]["args"]["model"] = model
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    return ["serve_config.yaml"], port
+
+
+def with_a_builder(folder: Path, model: str) -> tuple[list[str], int]:
+    """The builder and its arguments; the port is Serve's own."""
+    del folder
+    return ["ray_apps.serve.app:build_app", f"model={model}"], 8000
+
+
+Given = Callable[[Path, str], tuple[list[str], int]]
+
+
+@contextmanager
+def serve_run(folder: Path, model: str, given: Given = with_a_file) -> Iterator[tuple[str, Path]]:
+    """`serve run` of what is given; the URL and the file of what it prints."""
+    arguments, port = given(folder, model)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    command = [str(Path(sys.executable).with_name("serve")), "run", "serve_config.yaml", "--address", "local"]
+    command = [str(Path(sys.executable).with_name("serve")), "run", *arguments, "--address", "local"]
     output = folder / "output.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -62,9 +77,10 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def test_the_config_file_serves_as_it_is(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [with_a_file, with_a_builder])
+def test_a_model_is_served(given: Given, tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "artifacts").symlink_to(tiny_model_dir.parent)
-    with serve_run(tmp_path, f"artifacts/{tiny_model_dir.name}") as (url, output):
+    with serve_run(tmp_path, f"artifacts/{tiny_model_dir.name}", given) as (url, output):
         wait_for(lambda: is_healthy(url), output)
         request = {"model": tiny_model_dir.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=60)

@@ -10,8 +10,10 @@ from ray_apps.spot.policy import EAGER, Action, Observation, Offer, PolicySettin
 
 HERE, THERE = Offer("us-east-1a", "spot", 1.0), Offer("us-west-2a", "spot", 0.5, move_usd=1.0)
 DEMAND = Offer("us-east-1a", "on_demand", 3.0)
-SETTINGS = PolicySettings(deadline_h=30, restart_h=0.2, patience_h=1, price_margin=0.15)
-SEEN = Observation(at_h=10, work_h=20, work_left_h=12, spent_usd=5, period_h=0.05, offers=(HERE, THERE, DEMAND))
+SETTINGS = PolicySettings(deadline_h=30, patience_h=1, price_margin=0.15)
+SEEN = Observation(
+    at_h=10, work_h=20, work_left_h=12, spent_usd=5, period_h=0.05, restart_h=0.2, offers=(HERE, THERE, DEMAND)
+)
 """Eight hours are done after ten, where the line wants 6.7."""
 
 

@@ -27,7 +27,7 @@ def run(*arguments: str) -> str:
 
 def test_the_policy_stands_beside_what_else_one_could_do(traces: list[str], tmp_path: Path) -> None:
     plot = tmp_path / "path.svg"
-    settings = ("job.work_h=20", "job.cold_start_h=1", "spot.deadline_h=40")
+    settings = ("job.work_h=20", "job.cold_start_h=1", "policy.deadline_h=40")
     lines = json.loads(
         run(*traces, *settings, "--start", "0", "--start", "30", "--json", "--plot", str(plot)).splitlines()[0]
     )
@@ -47,7 +47,7 @@ def test_the_policy_stands_beside_what_else_one_could_do(traces: list[str], tmp_
 
 
 def test_prices_may_be_those_of_other_machines(traces: list[str]) -> None:
-    settings = ("job.work_h=20", "job.egress_usd_per_gb=0", "spot.deadline_h=40", "--json")
+    settings = ("job.work_h=20", "job.egress_usd_per_gb=0", "policy.deadline_h=40", "--json")
     once, tenfold = (
         json.loads(run(*traces, *settings, f"job.price_scale={by}", f"job.on_demand_usd_per_hour={3 * by}"))
         for by in (1, 10)
@@ -56,7 +56,7 @@ def test_prices_may_be_those_of_other_machines(traces: list[str]) -> None:
 
 
 def test_the_table_names_everything(traces: list[str]) -> None:
-    told = run(*traces, "job.work_h=20", "spot.deadline_h=40")
+    told = run(*traces, "job.work_h=20", "policy.deadline_h=40")
     for word in ("saved", "late", "migrations", "productive", "wasted", "offline optimum"):
         assert word in told
 
@@ -64,9 +64,9 @@ def test_the_table_names_everything(traces: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        (["spot.deadline_h=10"], ConfigError, "spot.deadline_h: 10 is not valid; work and cold start take 40.2 h"),
-        (["spot.deadline_h=500"], DataError, "the trace covers 200.0 h"),
-        (["spot.patience=1"], ConfigError, "did you mean 'patience_h'"),
+        (["policy.deadline_h=10"], ConfigError, "policy.deadline_h: 10 is not valid; work and cold start take 40.2 h"),
+        (["policy.deadline_h=500"], DataError, "the trace covers 200.0 h"),
+        (["policy.patience=1"], ConfigError, "did you mean 'patience_h'"),
         (["job.work_h=-1"], ConfigError, "job.work_h: -1"),
     ],
 )

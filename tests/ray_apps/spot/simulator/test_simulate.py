@@ -70,7 +70,6 @@ def test_traces_that_end_too_early_leave_the_work_undone() -> None:
 POLICIES = st.builds(
     PolicySettings,
     deadline_h=st.sampled_from([8.0, 12.0, 20.0]),
-    restart_h=st.just(0.5),
     patience_h=st.sampled_from([0.0, 1.0, 4.0]),
     price_margin=st.sampled_from([None, 0.0, 0.2]),
 )

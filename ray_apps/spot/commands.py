@@ -1,0 +1,110 @@
+"""`vicuna spot …`. Like the rest of the command line, each command imports what it needs when it runs."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_apps.options import OVERRIDES
+
+if TYPE_CHECKING:
+    from ray_apps.spot.bring_up import Launcher
+
+
+@click.group()
+def spot() -> None:
+    """Machines that cost a third and are taken away at a moment's notice."""
+
+
+@spot.command()
+@click.option("--cloud", type=click.Choice(["aws", "gcp", "azure"]), help="Instead of the one that answers.")
+@click.option("--records", metavar="PLACE", help="A folder or s3:// path that gets a JSON file for each notice.")
+@click.option("--margin", "margin_s", type=click.FloatRange(min=0), default=5, show_default=True, metavar="SECONDS")
+@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=1, show_default=True, metavar="SECONDS")
+@click.option("--address", envvar="RAY_ADDRESS", default="auto", help="The Ray cluster: host:port.")
+@click.option("--node", help="The name of the Ray node, where there are several on this machine.")
+@click.option("--metadata-url", "url", help="Where the cloud's metadata server is, instead of its usual place.")
+def watch(
+    cloud: str | None,
+    records: str | None,
+    margin_s: float,
+    every_s: float,
+    address: str,
+    node: str | None,
+    url: str | None,
+) -> None:
+    """Drain this machine's Ray node when its cloud is about to take it away; until SIGTERM.
+
+    Asks the cloud --every so often. Workers are told a deadline that is --margin before the real one.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from ray_apps.spot.watcher import watch
+
+    watch(cloud=cloud, url=url, address=address, node=node, records=records, margin_s=margin_s, every_s=every_s)
+
+
+@spot.command()
+@click.argument("words", nargs=-1, required=True, metavar="TRACE.csv... [policy.key=value | job.key=value]...")
+@click.option(
+    "--start",
+    "starts_h",
+    type=click.FloatRange(min=0),
+    multiple=True,
+    metavar="HOURS",
+    help="Where in the traces runs start; may be repeated.",
+)
+@click.option("--egress", type=click.Path(path_type=Path), help="CSV from_region,to_region,price_usd_per_gb.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write an SVG of the first window.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list for programs instead.")
+def simulate(
+    words: tuple[str, ...], starts_h: tuple[float, ...], egress: Path | None, plot: Path | None, as_json: bool
+) -> None:
+    """Try the spot policy on recorded availability and prices, beside what else one could do.
+
+    Each TRACE is a CSV file of one zone, named after it: date,available,spot_usd_per_hour. Example:
+    vicuna spot simulate us-east-1c.csv us-west-2a.csv job.work_h=40 policy.deadline_h=60
+    """
+    from ray_apps.spot.simulator.report import report
+
+    traces = [Path(word) for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    report(traces, overrides, starts_h=starts_h or (0.0,), egress=egress, plot=plot, as_json=as_json)
+
+
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def up(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Have a cluster with all its workers, in the best of the zones of RECIPE's section spot.
+
+    The one that is up already stays. Where there is no room, or a region has died, it comes up elsewhere. Example:
+    vicuna spot up vicuna_7b spot.zones='{us-west-2: [us-west-2a, us-west-2b]}' spot.max_cost_usd=150
+    """
+    cluster = _launcher(recipe, overrides).up()
+    click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
+
+
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def down(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Terminate all machines of RECIPE's clusters, in whichever of its zones they are."""
+    click.echo(f"{_launcher(recipe, overrides).down()} machines were terminated, none is left")
+
+
+@spot.command()
+@click.argument("recipe")
+@OVERRIDES
+def status(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Say where RECIPE's cluster is, with how many workers, and what was spent."""
+    click.echo(_launcher(recipe, overrides).status())
+
+
+def _launcher(recipe: str, overrides: tuple[str, ...]) -> "Launcher":
+    from ray_apps.recipe import load_recipe, spot_section
+
+    config = spot_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.spot.launcher import make_launcher
+
+    return make_launcher(config)
