@@ -16,12 +16,12 @@ from benchmarks.support.goals import goal_line
 from ray_apps.spot.policy import EAGER, PolicySettings
 from ray_apps.spot.pricing import read_egress
 from ray_apps.spot.simulator.compare import Line, run_all, windows
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.optimum import optimum_usd
 from ray_apps.spot.simulator.traces import Trace, read_traces
 
 DEADLINE_H = 59.90833
-JOB = JobSettings(work_h=39.93889, cold_start_h=0.2, on_demand_usd_per_hour=3.06, checkpoint_gb=50)
+JOB = SimulatedJob(work_h=39.93889, cold_start_h=0.2, on_demand_usd_per_hour=3.06, checkpoint_gb=50)
 REPORTED = (3, 5, 7, 8, 14)
 TUNED = (0, 1, 2, 4, 6, 9, 10, 11, 12, 13, 15, 16, 17)
 """Numbers of windows, each of which begins where the one before ends."""

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from pyarrow import fs
 
-from data_prep.storage import flush, flush_directory, is_remote, open_filesystem, write_text
+from data_prep.storage import flush, flush_directory, is_remote, open_filesystem, write_text, written_aside
 
 
 class Folder:
@@ -117,6 +117,20 @@ class Folder:
     def upload(self, directory: Path) -> None:
         """Copy the files of a local directory into it."""
         fs.copy_files(str(directory), self.path, fs.LocalFileSystem(), self.filesystem)
+
+    def publish(self, directory: Path, last: str) -> None:
+        """Copy a local directory into it, with what is below; at the end the file `last`, which says it is whole."""
+        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda path: path == directory / last):
+            target = f"{self.path}/{file.relative_to(directory).as_posix()}"
+            if not self.is_remote:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(str(file), target, fs.LocalFileSystem(), self.filesystem)
+
+    def fetch(self, directory: Path) -> None:
+        """Copy all that is in it to a local directory, which is seen whole or not at all."""
+        with written_aside(directory) as aside:
+            fs.copy_files(self.path, str(aside), self.filesystem, fs.LocalFileSystem())
 
     def free_bytes(self) -> int | None:
         """Room left on its disk; None on S3."""

@@ -29,7 +29,7 @@ MAY_IMPORT_RAY = {
     "ray_apps.spot.provider",
 }
 NO_TORCH = ("data_prep", "ray_apps.serve.protocol", "ray_apps.evaluate", "ray_apps.spot", "ray_apps.run_dir")
-SEES_EVERY_ROOM = {"ray_apps.cli", "ray_apps.demo", "ray_apps.stages"}
+SEES_EVERY_ROOM = {"ray_apps.cli", "ray_apps.demo", "ray_apps.stages", "ray_apps.spot_job"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

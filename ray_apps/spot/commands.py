@@ -1,6 +1,9 @@
 """`vicuna spot …`. Like the rest of the command line, each command imports what it needs when it runs."""
 
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ from ray_apps.options import OVERRIDES
 
 if TYPE_CHECKING:
     from ray_apps.spot.bring_up import Launcher
+    from ray_apps.spot.config import SpotConfig
 
 
 @click.group()
@@ -76,35 +80,96 @@ def simulate(
 @click.argument("recipe")
 @OVERRIDES
 def up(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Have a cluster with all its workers, in the best of the zones of RECIPE's section spot.
+    """Train RECIPE on spot machines in the best of the zones of its section spot; without spot.store, have a cluster.
 
-    The one that is up already stays. Where there is no room, or a region has died, it comes up elsewhere. Example:
-    vicuna spot up vicuna_7b spot.zones='{us-west-2: [us-west-2a, us-west-2b]}' spot.max_cost_usd=150
+    Where there is no room, or a region dies, it goes on elsewhere from its last checkpoint. At the end, at a limit and
+    after Ctrl-C everything is taken down; after a kill the same command goes on. Example:
+    vicuna spot up vicuna_7b spot.zones='{us-west-2: [us-west-2a, us-west-2b]}' spot.store=s3://bucket/vicuna_7b
     """
-    cluster = _launcher(recipe, overrides).up()
-    click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("ray_apps").setLevel(logging.INFO)
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # it warns of what itself put into a cluster file
+    from ray_apps.recipe import load_recipe, spot_section
+
+    loaded = load_recipe(recipe, overrides)
+    config = spot_section(loaded, recipe)
+    from ray_apps.spot.launch_state import held
+
+    with held(Path(config.state)), _interrupted_by_sigterm():
+        if config.run_dir is None:
+            cluster = _launcher(config).up()
+            click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
+            return
+        from ray_apps.spot_job import job_recipe, model_in_store, put_dataset
+
+        job = job_recipe(loaded, recipe)
+        if model := model_in_store(loaded, recipe):
+            click.echo(f"{model} is there already; with another spot.store another model is trained")
+            return
+        put_dataset(loaded, recipe)
+        from ray_apps.run_dir import RunDir
+        from ray_apps.spot.job_run import JobRun
+        from ray_apps.spot.launcher import make_launcher
+
+        launcher, clusters = make_launcher(config)
+        took = JobRun(launcher, clusters, job, RunDir(config.run_dir)).finish()
+        click.echo(f"{model_in_store(loaded, recipe)}: {took}")
 
 
 @spot.command()
 @click.argument("recipe")
 @OVERRIDES
 def down(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Terminate all machines of RECIPE's clusters, in whichever of its zones they are."""
-    click.echo(f"{_launcher(recipe, overrides).down()} machines were terminated, none is left")
+    """Terminate all machines of RECIPE's clusters, wherever their tags are found.
+
+    A `vicuna spot up` of the same state that is under way saves and ends first.
+    """
+    from ray_apps.recipe import load_recipe, spot_section
+
+    config = spot_section(load_recipe(recipe, overrides), recipe)
+    from ray_apps.spot.launch_state import held
+
+    with held(Path(config.state), end_other=True):
+        click.echo(f"{_launcher(config).down()} machines were terminated, none is left")
 
 
 @spot.command()
 @click.argument("recipe")
 @OVERRIDES
 def status(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Say where RECIPE's cluster is, with how many workers, and what was spent."""
-    click.echo(_launcher(recipe, overrides).status())
-
-
-def _launcher(recipe: str, overrides: tuple[str, ...]) -> "Launcher":
+    """Say where RECIPE's cluster is, with how many workers, how far its run is, and what was spent."""
     from ray_apps.recipe import load_recipe, spot_section
 
     config = spot_section(load_recipe(recipe, overrides), recipe)
+    click.echo(_launcher(config).status())
+    if config.run_dir is not None:
+        from ray_apps.run_dir import RunDir
+        from ray_apps.spot.progress import read_progress
+
+        click.echo(f"{config.run_dir}: {read_progress(RunDir(config.run_dir).read_metrics(), config.job)}")
+
+
+@spot.command(hidden=True)
+@click.argument("recipe")
+def job(recipe: str) -> None:
+    """What `vicuna spot up` has a cluster run."""
+    from ray_apps.recipe import load_recipe
+    from ray_apps.spot_job import run_job
+
+    run_job(load_recipe(recipe), recipe)
+
+
+def _launcher(config: "SpotConfig") -> "Launcher":
     from ray_apps.spot.launcher import make_launcher
 
-    return make_launcher(config)
+    return make_launcher(config)[0]
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

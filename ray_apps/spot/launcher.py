@@ -1,9 +1,14 @@
-"""Clusters of Ray's launcher: one template, put in place for each zone; started, counted and taken down by name."""
+"""Clusters of Ray's launcher: one template, put in place for each zone; started, given jobs, taken down by name."""
 
+import base64
 import copy
+import re
+import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from ray.autoscaler import sdk
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
     NODE_KIND_WORKER,
     STATUS_UP_TO_DATE,
     TAG_RAY_NODE_KIND,
@@ -21,16 +27,26 @@ from ray.autoscaler.tags import (
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.config import load_yaml
-from ray_apps.spot.aws_errors import Blame, blame_code
-from ray_apps.spot.bring_up import Launcher, StartError
+from ray_apps.spot.aws_errors import CODES, Blame, blame_code
+from ray_apps.spot.bring_up import Launcher, Sight, SilentError, StartError
 from ray_apps.spot.config import SpotConfig
-from ray_apps.spot.placement import Offer, Purchase
+from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.placement import Offer
 from ray_apps.spot.pricing import PriceError, read_egress, read_rates, spot_prices
+from ray_apps.spot.provider_config import max_spot_price
+from ray_apps.spot.records import Record, read_records
 
 END_POLL_S = 3.0
 END_TRIES = 100
 QUIET_LOOKS = 2
 """How often nothing must be found before nothing is left: a head's autoscaler may just have asked for a worker."""
+_FINDS = "only ray_apps.spot.provider.SpotNodeProvider finds machines by their tags"
+AUTOSCALER_LOG = "/tmp/ray/session_latest/logs/monitor.log"  # noqa: S108 - where Ray has it, on the head
+CLOCK = r"\b(\d\d):(\d\d):(\d\d)\b"
+FAILED_S = 120
+"""How long a failure to have workers counts; what is older may be over."""
+PROJECT = "~/vicuna-ray"
+"""Where the template puts this project on each machine."""
 
 Prices = Callable[[str, list[str], list[str]], Mapping[tuple[str, str], float]]
 
@@ -47,10 +63,10 @@ def spot_prices_of(region: str, instance_types: list[str], zones: list[str]) -> 
 
 
 class RayClusters:
-    """Clusters of the template that `config` names.
+    """Clusters of the template that `config` names, and jobs on them.
 
     Raises:
-        ConfigError: the template has no such node type, or no provider.
+        ConfigError: the template has no such node type, or it is not bought as spot machines.
     """
 
     def __init__(self, config: SpotConfig, prices: Prices = spot_prices_of) -> None:
@@ -63,56 +79,91 @@ class RayClusters:
                 f"spot.node_type: {config.node_type!r} is not in {config.template}; valid: {', '.join(types)}"
             )
         self._node = types[config.node_type]["node_config"]
+        if (self._node.get("InstanceMarketOptions") or {}).get("MarketType") != "spot":
+            raise ConfigError(
+                f"{config.template}: available_node_types.{config.node_type}.node_config.InstanceMarketOptions: "
+                "is required, with MarketType: spot"
+            )
         self._rates = read_rates(Path(config.rates)) if config.rates else {}
 
     def offers(self) -> list[Offer]:
-        """The template's instance type in each zone, at the price of now."""
-        kind = self._node.get("InstanceType", "")
-        purchase: Purchase = "spot" if self._node.get("InstanceMarketOptions") else "on_demand"
+        """The template's instance type in each zone, at the price of now: spot machines, and those with a rate.
+
+        What costs more than the template's `MaxPrice` is left out.
+        """
+        kind, most = self._node.get("InstanceType", ""), max_spot_price(self._node)
         found = []
         for region, zones in self._config.zones.items():
-            spot = self._prices(region, [kind], zones) if purchase == "spot" else {}
+            prices = self._prices(region, [kind], zones)
             for zone in zones:
-                usd = spot.get((zone, kind)) if purchase == "spot" else self._rates.get((region, kind))
-                found.append(Offer(region, zone, kind, purchase, usd))
+                usd = prices.get((zone, kind), most)
+                if most is None or usd is None or usd <= most:
+                    found.append(Offer(region, zone, kind, "spot", usd))
+                if rate := self._rates.get((region, kind)):
+                    found.append(Offer(region, zone, kind, "on_demand", rate))
         return found
 
-    def render(self, name: str, region: str, zone: str) -> dict[str, Any]:
-        """The template with its place, name and number of workers."""
-        cluster = copy.deepcopy(self._template)
+    def render(self, cluster: Cluster) -> dict[str, Any]:
+        """The template with place, name, number of workers, what they are bought as, and where notices go."""
+        rendered = copy.deepcopy(self._template)
         num = self._config.num_workers
-        cluster["cluster_name"] = name
-        cluster["provider"] |= {"region": region, "availability_zone": zone}
-        node = cluster["available_node_types"][self._config.node_type]
+        rendered["cluster_name"] = cluster.name
+        rendered["provider"] |= {"region": cluster.region, "availability_zone": cluster.zone}
+        if "placement" in rendered["provider"]:  # what is bought is decided here
+            rendered["provider"]["placement"] |= {"fall_back_to_on_demand": False}
+        node = rendered["available_node_types"][self._config.node_type]
         node["min_workers"] = num
         node["max_workers"] = max(num, node.get("max_workers", num))
-        cluster["max_workers"] = max(num, cluster.get("max_workers", num))
-        return cluster
+        if cluster.purchase == "on_demand":
+            del node["node_config"]["InstanceMarketOptions"]
+        rendered["max_workers"] = max(num, rendered.get("max_workers", num))
+        if self._config.notices:
+            rendered["worker_start_ray_commands"] = [
+                re.sub(r"(spot watch .*--records )[^\s;]+", rf"\g<1>{self._config.notices}", command)
+                for command in rendered["worker_start_ray_commands"]
+            ]
+        return rendered
 
-    def start(self, name: str, offer: Offer) -> None:
+    def start(self, cluster: Cluster) -> None:
         """`ray up`, without its questions and its cache."""
         try:
-            sdk.create_or_update_cluster(self.render(name, offer.region, offer.zone), no_config_cache=True)
+            sdk.create_or_update_cluster(self.render(cluster), no_config_cache=True)
         except NodeLaunchException as error:
-            blamed = blame_code(error.category)
-            raise StartError(Blame.POOL if blamed is Blame.RETRY else blamed, str(error)) from error
+            raise _start_error(error.category, str(error)) from error
         except click.ClickException as error:  # Ray has printed what it is
             raise StartError(Blame.STOP, error.message or "Ray's launcher gave up; see above") from error
         except (OSError, subprocess.SubprocessError) as error:
             raise StartError(Blame.STOP, str(error)) from error
 
-    def num_workers(self, name: str, region: str, zone: str) -> int:
-        """Workers on which Ray runs."""
-        tags = {
-            TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
-            TAG_RAY_USER_NODE_TYPE: self._config.node_type,
-            TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
-        }
-        return len(self._provider(name, region, zone).non_terminated_nodes(tags))
+    def look(self, cluster: Cluster) -> Sight:
+        """Its machines on which Ray runs."""
+        with _silence():
+            provider = self._provider(cluster)
+            alive = {TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
+            head = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD, **alive})
+            kind = {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_USER_NODE_TYPE: self._config.node_type}
+            return Sight(bool(head), len(provider.non_terminated_nodes({**kind, **alive})))
 
-    def end(self, name: str, region: str, zone: str) -> int:
+    def trouble(self, cluster: Cluster) -> StartError | None:
+        """The last failure of the last two minutes of which the head's autoscaler tells.
+
+        Ray's older autoscaler tells the reason in `ray status`, its newer one only in its log.
+        """
+        try:
+            told = self._on_head(cluster, f"date +%T; ray status 2>&1; tail -n 200 {AUTOSCALER_LOG}")
+        except SilentError:
+            return None
+        return last_failure(told, self._config.node_type)
+
+    def end(self, cluster: Cluster) -> int:
         """Terminate all machines with the cluster's name; `ray down` would first wait for a head that may be dead."""
-        provider = self._provider(name, region, zone)
+        try:
+            with _silence():
+                return self._end(self._provider(cluster), f"{cluster.name} in {cluster.region}")
+        except SilentError as error:
+            raise SpotError(f"{cluster.name}: {error}") from None
+
+    def _end(self, provider: Any, where: str) -> int:
         ended: set[str] = set()
         num_quiet = 0
         for _ in range(END_TRIES):
@@ -124,12 +175,115 @@ class RayClusters:
             if num_quiet >= (QUIET_LOOKS if ended else 1):
                 return len(ended)
             time.sleep(END_POLL_S)
-        raise SpotError(f"{name}: {len(nodes)} machines in {region} are not terminated: {', '.join(sorted(nodes))}")
+        raise SpotError(f"{where}: {len(nodes)} machines are not terminated: {', '.join(sorted(nodes))}")
 
-    def _provider(self, name: str, region: str, zone: str) -> Any:
-        return _get_node_provider(self.render(name, region, zone)["provider"], name)
+    def end_all(self, name: str) -> int:
+        """Terminate machines whose tag says that they belong to a cluster of this name, in all regions there are."""
+        any_region, zones = next(iter(self._config.zones.items()))
+        sample = Cluster(f"{name}_{zones[0]}", any_region, zones[0], "spot", 0.0, 0.0, 0.0)
+        try:
+            with _silence():
+                provider = self._provider(sample)
+                if not hasattr(provider, "find_clusters"):
+                    raise ConfigError(f"{self._config.template}: provider.module: {_FINDS}")
+                found = provider.find_clusters(f"{name}_")
+        except SilentError as error:
+            raise SpotError(f"machines cannot be looked for: {error}") from None
+        return sum(
+            self.end(Cluster(cluster, region, zones[0], "spot", 0.0, 0.0, 0.0)) for cluster, region in sorted(found)
+        )
+
+    def submit(self, cluster: Cluster, job: str, recipe: str) -> None:
+        """Hand a job to the cluster: the training that the recipe, YAML, describes. Raises SilentError."""
+        file, text = f"artifacts/spot/{job}.yaml", base64.b64encode(recipe.encode()).decode()
+        train = f"cd {PROJECT} && exec vicuna spot job {file}"
+        self._on_head(
+            cluster,
+            f"cd {PROJECT} && mkdir -p artifacts/spot && echo {text} | base64 -d > {file} && "
+            # Ray gives a job the environment of its daemons, which were not started from a shell of a person's.
+            f'ray job submit --no-wait --submission-id {job} -- env "PATH=$PATH" sh -c {shlex.quote(train)}',
+        )
+
+    def job_status(self, cluster: Cluster, job: str) -> str | None:
+        """Ray's word for where the job is; None if the cluster does not know it. Raises SilentError."""
+        told = self._on_head(cluster, f"ray job status {job} 2>&1 || true")
+        if found := re.search(rf"[Jj]ob '{job}'(?::| was)? (\w+)", told):
+            return found[1].upper()
+        if "does not exist" in told:
+            return None
+        raise SilentError(f"{cluster.name}: {_last_line(told)}")
+
+    def job_log(self, cluster: Cluster, job: str) -> str:
+        """The last lines that the job printed. Raises SilentError."""
+        return self._on_head(cluster, f"ray job logs {job} 2>&1 | tail -n 20")
+
+    def _on_head(self, cluster: Cluster, command: str) -> str:
+        """What a command prints there, in a shell as a person has it."""
+        with _silence(), redirect_stdout(StringIO()):
+            told: Any = sdk.run_on_cluster(
+                self.render(cluster), cmd=command, with_output=True
+            )  # bytes, whatever it says
+            return str(told.decode(errors="replace"))
+
+    def _provider(self, cluster: Cluster) -> Any:
+        return _get_node_provider(self.render(cluster)["provider"], cluster.name)
 
 
-def make_launcher(config: SpotConfig) -> Launcher:
-    """The launcher of a recipe. Raises ConfigError for files that are wrong, SpotError for a state that is."""
-    return Launcher(config, RayClusters(config), read_egress(Path(config.egress)) if config.egress else {})
+def last_failure(told: str, node_type: str) -> StartError | None:
+    """The newest failure to have machines of a type, of lines that say when and why; the first says what time it is."""
+    now, *lines = [line.strip() for line in told.splitlines() if re.search(CLOCK, line)]
+    failure = re.compile(rf"\b{re.escape(node_type)}: .*\b({'|'.join(CODES)})\b")
+    for line in reversed(lines):
+        if (found := failure.search(line)) and (_seconds(now) - _seconds(line)) % 86400 <= FAILED_S:
+            return _start_error(found[1], line)
+    return None
+
+
+def _seconds(line: str) -> int:
+    """The time of day in it."""
+    found = re.search(CLOCK, line)
+    assert found is not None
+    hours, minutes, seconds = map(int, found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What Ray's launcher and boto3 raise where a cloud or a machine does not answer, as SilentError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except click.ClickException as error:
+        raise SilentError(_last_line(error.format_message())) from error
+    except (
+        *(ClientError, BotoCoreError, ResponseParserError),
+        *(OSError, RuntimeError, subprocess.SubprocessError),
+    ) as error:
+        raise SilentError(_last_line(str(error))) from error
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing was said")
+
+
+def _start_error(code: str, text: str) -> StartError:
+    blamed = blame_code(code)
+    return StartError(Blame.POOL if blamed is Blame.RETRY else blamed, text)
+
+
+def make_launcher(config: SpotConfig) -> tuple[Launcher, RayClusters]:
+    """The launcher of a recipe, and what gives jobs to its clusters.
+
+    Raises:
+        ConfigError: a file is wrong.
+        SpotError: the state is.
+    """
+    egress = read_egress(Path(config.egress)) if config.egress else {}
+
+    def notices() -> list[Record]:
+        return read_records(config.notices) if config.notices else []
+
+    clusters = RayClusters(config)
+    return Launcher(config, clusters, egress, notices), clusters

@@ -63,6 +63,11 @@ class Cooldowns:
         """When the offer's last failure is over; minus infinity if it has had none. Preemptions do not count."""
         return max(self._until.get(scope, -float("inf")) for scope in _scopes(offer).values())
 
+    def blame(self, offer: Offer, now: float) -> Blame | None:
+        """What is to blame that the offer is let alone now, the widest if several are; None if nothing is."""
+        cooling = [blame for blame, scope in _scopes(offer).items() if self._until.get(scope, now) > now]
+        return cooling[-1] if cooling else None
+
     def is_preempted(self, offer: Offer, now: float) -> bool:
         """Whether the offer's zone has taken a spot machine away a short time ago, and this would be another."""
         return offer.purchase == "spot" and self._until.get(("preempted", offer.zone), now) > now
@@ -81,6 +86,7 @@ class Cooldowns:
 
 
 def _scopes(offer: Offer) -> dict[Blame, tuple[str, ...]]:
+    """From the narrowest to the widest."""
     pool = (offer.zone, offer.instance_type, offer.purchase)
     return {
         Blame.POOL: ("pool", *pool),

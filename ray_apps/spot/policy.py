@@ -6,7 +6,7 @@ all machines together.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field
@@ -97,6 +97,16 @@ def remember(state: State, seen: Observation, settings: PolicySettings) -> State
     if state.running is not None and not state.is_lost and state.running[1] == "spot":
         cooling += ((state.running[0], seen.at_h + settings.cooldown_h),)
     return State(state.running, state.running is not None, state.seen_at_h, cooling)
+
+
+def warn(state: State, zone: str, at_h: float, settings: PolicySettings) -> State:
+    """The state once a zone has said that it will take a machine away."""
+    return replace(state, cooling=(*state.cooling, (zone, at_h + settings.cooldown_h)))
+
+
+def forget(state: State) -> State:
+    """The state once nothing is to be had where machines were last, so that there is nothing to wait for there."""
+    return replace(state, running=None, is_lost=False)
 
 
 def decide(settings: PolicySettings, state: State, seen: Observation) -> Action:

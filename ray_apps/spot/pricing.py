@@ -38,6 +38,7 @@ def spot_prices(
         PriceError: AWS refuses, or does not answer.
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     query: dict[str, Any] = {
         "InstanceTypes": sorted(set(instance_types)),
@@ -55,7 +56,7 @@ def spot_prices(
                 newest[pool] = max(newest.get(pool, entry), entry)
     except (BotoCoreError, ClientError) as error:
         raise PriceError(f"spot prices of {ec2.meta.region_name}: {describe(error)}") from error
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ResponseParserError) as error:
         raise PriceError(f"spot prices of {ec2.meta.region_name}: not what AWS documents: {error!r}") from error
     return {pool: price for pool, (_, price) in newest.items()}
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import boto3
 import click
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider, to_aws_format
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -90,6 +91,21 @@ class SpotNodeProvider(AWSNodeProvider):
         """As Ray's."""
         self._forget(node_ids)
         AWSNodeProvider.terminate_nodes(self, node_ids)
+
+    def find_clusters(self, prefix: str) -> set[tuple[str, str]]:
+        """Names, beginning with `prefix`, and regions of clusters that have machines, in all regions of the account."""
+        filters = [
+            {"Name": f"tag:{TAG_RAY_CLUSTER_NAME}", "Values": [f"{prefix}*"]},
+            {"Name": "instance-state-name", "Values": ["pending", "running"]},
+        ]
+        found = set()
+        for region in self.ec2.meta.client.describe_regions()["Regions"]:
+            client = boto3.client("ec2", region_name=region["RegionName"])
+            for page in client.get_paginator("describe_instances").paginate(Filters=filters):
+                for instance in (i for reservation in page["Reservations"] for i in reservation["Instances"]):
+                    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+                    found.add((tags[TAG_RAY_CLUSTER_NAME], region["RegionName"]))
+        return found
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:

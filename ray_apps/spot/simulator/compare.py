@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_prep.errors import ConfigError
 from ray_apps.spot.policy import EAGER, PolicySettings
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.optimum import optimum_usd
 from ray_apps.spot.simulator.simulate import Outcome, simulate
 from ray_apps.spot.simulator.traces import Trace
@@ -38,7 +38,7 @@ def windows(traces: Sequence[Trace], starts_h: Sequence[float], hours: float) ->
 
 def run_all(
     name: str,
-    job: JobSettings,
+    job: SimulatedJob,
     settings: PolicySettings,
     parts: Sequence[Sequence[Trace]],
     egress: Mapping[tuple[str, str], float],
@@ -50,7 +50,7 @@ def run_all(
 
 
 def compare(
-    job: JobSettings,
+    job: SimulatedJob,
     settings: PolicySettings,
     parts: Sequence[Sequence[Trace]],
     egress: Mapping[tuple[str, str], float],
@@ -81,7 +81,7 @@ def compare(
     return [*lines, Line("offline optimum", best)]
 
 
-def _on_demand(job: JobSettings) -> Outcome:
+def _on_demand(job: SimulatedJob) -> Outcome:
     """One start, and nothing is ever taken away. Saves take no time here."""
     hours = job.cold_start_h + job.work_h
     return Outcome(

@@ -4,28 +4,17 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from data_prep.config import Settings
-from ray_apps.spot.pricing import egress_usd
+from ray_apps.spot.job import JobSettings
 from ray_apps.spot.simulator.traces import region_of
 
 
-class JobSettings(Settings):
-    """A training run on machines of one kind. Hours and prices are of all its machines together."""
+class SimulatedJob(JobSettings):
+    """A training run on machines of one kind. Prices are of all its machines together."""
 
-    work_h: float = Field(40.0, gt=0)
-    """Hours of training, with nothing lost."""
-    cold_start_h: float = Field(0.2, ge=0)
-    """From asking for machines until training goes on."""
     on_demand_usd_per_hour: float = Field(3.06, gt=0)
     """The same machines on demand."""
     price_scale: float = Field(1.0, gt=0)
     """By what the traces' prices are multiplied: for other machines than the traced ones, if theirs move alike."""
-    checkpoint_gb: float = Field(50.0, ge=0)
-    """What goes from one region to another on a move."""
-    egress_usd_per_gb: float = Field(0.02, ge=0)
-    """Where no list of prices says otherwise; nothing within a region."""
-    checkpoint_every_h: float = Field(1.0, gt=0)
-    """Hours of training between two saves."""
     save_h: float = Field(0.0, ge=0)
     """How long training stands still for a save."""
     write_h: float = Field(0.02, ge=0)
@@ -41,5 +30,4 @@ class JobSettings(Settings):
 
     def move_usd(self, egress: Mapping[tuple[str, str], float], from_zone: str | None, to_zone: str) -> float:
         """Dollars for bringing the checkpoint from one zone to another; the first start has none to bring."""
-        source, target = region_of(from_zone or to_zone), region_of(to_zone)
-        return egress_usd(self.checkpoint_gb * 1e9, source, target, egress, self.egress_usd_per_gb)
+        return self.egress_usd(egress, region_of(from_zone or to_zone), region_of(to_zone))

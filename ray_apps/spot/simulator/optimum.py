@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.traces import Trace
 
 Costs = NDArray[np.float64]
@@ -21,7 +21,7 @@ class _Place:
 
 
 def optimum_usd(
-    job: JobSettings,
+    job: SimulatedJob,
     traces: Sequence[Trace],
     deadline_h: float,
     egress: Mapping[tuple[str, str], float] | None = None,

@@ -15,7 +15,7 @@ from ray_apps.console import console
 from ray_apps.spot.policy import PolicySettings
 from ray_apps.spot.pricing import read_egress
 from ray_apps.spot.simulator.compare import Line, compare, windows
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.plot import draw
 from ray_apps.spot.simulator.traces import read_traces
 
@@ -25,7 +25,7 @@ BUCKETS = ("productive_h", "recovery_h", "save_h", "wasted_h", "waiting_h")
 class Scenario(Settings):
     """What a simulation is told, as `job.key=value` and `policy.key=value`."""
 
-    job: JobSettings = Field(default_factory=lambda: JobSettings())
+    job: SimulatedJob = Field(default_factory=lambda: SimulatedJob())
     policy: PolicySettings = Field(default_factory=lambda: PolicySettings())
 
 

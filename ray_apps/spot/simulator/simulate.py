@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ray_apps.spot.placement import Purchase
 from ray_apps.spot.policy import Observation, Offer, PolicySettings, State, decide, remember
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.traces import Trace, region_of
 
 Place = tuple[str, Purchase]
@@ -65,7 +65,7 @@ class Outcome:
 class _Run:
     """The work of one run: what is saved, what is not yet, and what a machine must still do before it trains."""
 
-    def __init__(self, job: JobSettings, traces: Sequence[Trace], egress: Mapping[tuple[str, str], float]) -> None:
+    def __init__(self, job: SimulatedJob, traces: Sequence[Trace], egress: Mapping[tuple[str, str], float]) -> None:
         self.job = job
         self.traces = {trace.zone: trace for trace in traces}
         self.egress = egress
@@ -164,7 +164,7 @@ class _Run:
 
 
 def simulate(
-    job: JobSettings,
+    job: SimulatedJob,
     settings: PolicySettings,
     traces: Sequence[Trace],
     egress: Mapping[tuple[str, str], float] | None = None,

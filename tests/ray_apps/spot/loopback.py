@@ -19,6 +19,7 @@ import psutil
 from ray.autoscaler.command_runner import CommandRunnerInterface
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.node_provider import NodeProvider
+from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 
 PLACE = "LOOPBACK_CLOUD"
 """The environment variable that names the cloud's folder."""
@@ -30,12 +31,16 @@ def place() -> Path:
 
 @contextmanager
 def cloud() -> Iterator[dict[str, Any]]:
-    """What there is, to be read and changed: `full`: regions without capacity; `machines`; `num_made`."""
+    """What there is, to be read and changed: `machines`; `num_made`; regions that are `full`, or for workers alone."""
     place().mkdir(parents=True, exist_ok=True)
     with (place() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         file = place() / "cloud.json"
-        state = json.loads(file.read_text()) if file.exists() else {"full": [], "machines": {}, "num_made": 0}
+        state = (
+            json.loads(file.read_text())
+            if file.exists()
+            else {"full": [], "full_for_workers": [], "machines": {}, "num_made": 0}
+        )
         yield state
         file.write_text(json.dumps(state))
 
@@ -67,7 +72,11 @@ class Loopback(NodeProvider):
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
         region = self.provider_config["region"]
         with cloud() as state:
-            if region in state["full"]:
+            full = [
+                *state["full"],
+                *(state["full_for_workers"] if tags.get(TAG_RAY_NODE_KIND) == NODE_KIND_WORKER else []),
+            ]
+            if region in full:
                 raise NodeLaunchException("InsufficientInstanceCapacity", f"{region} is full", None)
             for _ in range(count):
                 state["num_made"] += 1
@@ -75,6 +84,11 @@ class Loopback(NodeProvider):
                 home(machine).mkdir()
                 entry = {"region": region, "cluster": self.cluster_name, "tags": dict(tags)}
                 state["machines"][machine] = entry
+
+    def find_clusters(self, prefix: str) -> set[tuple[str, str]]:
+        with cloud() as state:
+            entries = [(entry["cluster"], entry["region"]) for entry in state["machines"].values()]
+        return {entry for entry in entries if entry[0].startswith(prefix)}
 
     def _mine(self) -> dict[str, dict[str, str]]:
         region = self.provider_config["region"]
@@ -118,10 +132,12 @@ class Loopback(NodeProvider):
 
 
 class Runner(CommandRunnerInterface):
+    """Commands run as over SSH: in a shell that has read ~/.bashrc, and what they print are bytes."""
+
     def __init__(self, machine: str) -> None:
         self._home = home(machine)
 
-    def run(self, cmd: str | None = None, *rest: Any, **options: Any) -> str:
+    def run(self, cmd: str | None = None, *rest: Any, **options: Any) -> Any:
         from ray.autoscaler._private.command_runner import _with_environment_variables
 
         command = cmd or "true"
@@ -129,8 +145,8 @@ class Runner(CommandRunnerInterface):
         if variables := options.get("environment_variables"):
             command = _with_environment_variables(command, variables)
         environment = {**os.environ, "HOME": str(self._home)}
-        done = subprocess.run(["bash", "-c", command], env=environment, check=True, stdout=subprocess.PIPE)
-        return done.stdout.decode() if options.get("with_output") else ""
+        shell = ["bash", "-c", f"[ ! -e ~/.bashrc ] || . ~/.bashrc\n{command}"]
+        return subprocess.run(shell, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
     def run_rsync_up(self, source: str, target: str, options: Any = None) -> None:
         path = Path(target.replace("~", str(self._home), 1))

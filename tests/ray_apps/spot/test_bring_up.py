@@ -1,7 +1,7 @@
 """The launcher over clusters that live in a dict: what is asked for where, and what is left, whatever happens."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,74 @@ from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.spot.aws_errors import Blame
-from ray_apps.spot.bring_up import Launcher, StartError
+from ray_apps.spot.bring_up import Launcher, Sight, SilentError, StartError
 from ray_apps.spot.config import SpotConfig
+from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.notices import Machine, Notice
 from ray_apps.spot.placement import Offer
+from ray_apps.spot.records import Record
 
 ZONES = {"east": ["east-a", "east-b"], "west": ["west-a"]}
 PRICES = {"east-a": 11.0, "east-b": 10.0, "west-a": 12.0}
 EGRESS = {("east", "west"): 0.02, ("west", "east"): 0.02}
+AT_ONCE = {"patience_h": 0, "price_margin": None}
+"""The policy of eager failover."""
 
 
 @dataclass
 class Fakes:
-    """`faults`: by zone, what its next start fails with. `silent`: zones in which heads get no workers."""
+    """`faults`: by zone, what its next starts of spot machines fail with.
+
+    `silent`: zones in which heads get no workers, and say why not in `troubles`. `away`: zones that do not answer.
+    `stuck`: those in which nothing can be ended.
+    """
 
     faults: dict[str, list[Blame | None]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
-    machines: dict[str, int] = field(default_factory=dict)  # workers, by cluster
+    troubles: dict[str, Blame] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)
+    machines: dict[str, Sight] = field(default_factory=dict)  # by cluster
     started: list[str] = field(default_factory=list)
     prices: dict[str, float] = field(default_factory=lambda: dict(PRICES))
+    on_demand: float | None = None
 
     def offers(self) -> list[Offer]:
-        return [Offer(r, z, "p4d", "spot", self.prices.get(z)) for r, zones in ZONES.items() for z in zones]
+        places = [(region, zone) for region, zones in ZONES.items() for zone in zones]
+        found = [Offer(region, zone, "p4d", "spot", self.prices.get(zone)) for region, zone in places]
+        if self.on_demand is not None:
+            found += [Offer(region, zone, "p4d", "on_demand", self.on_demand) for region, zone in places]
+        return found
 
-    def start(self, name: str, offer: Offer) -> None:
-        self.started.append(offer.zone)
-        self.machines[name] = 0
-        faults = self.faults.get(offer.zone) or [None]
+    def start(self, cluster: Cluster) -> None:
+        self.started.append(cluster.name.removeprefix("run_"))
+        self.machines[cluster.name] = Sight(True, 0)
+        faults = (cluster.purchase == "spot" and self.faults.get(cluster.zone)) or [None]
         if blamed := faults.pop(0):
             raise StartError(blamed, blamed.value)
-        self.machines[name] = 0 if offer.zone in self.silent else 2
+        if cluster.zone not in self.silent:
+            self.machines[cluster.name] = Sight(True, 2)
 
-    def num_workers(self, name: str, region: str, zone: str) -> int:
-        return self.machines.get(name, 0)
+    def look(self, cluster: Cluster) -> Sight:
+        if cluster.zone in self.away:
+            raise SilentError(f"{cluster.zone} does not answer")
+        return self.machines.get(cluster.name, Sight(False, 0))
 
-    def end(self, name: str, region: str, zone: str) -> int:
-        return 0 if self.machines.pop(name, None) is None else 1
+    def trouble(self, cluster: Cluster) -> StartError | None:
+        blamed = self.troubles.get(cluster.zone)
+        return StartError(blamed, f"the head says {blamed.value}") if blamed else None
+
+    def end(self, cluster: Cluster) -> int:
+        if cluster.zone in self.stuck:
+            raise SpotError(f"{cluster.name} cannot be ended")
+        return 0 if self.machines.pop(cluster.name, None) is None else 1
+
+    def end_all(self, name: str) -> int:
+        return sum(
+            self.machines.pop(cluster) is not None
+            for cluster in list(self.machines)
+            if cluster[: len(name) + 1] == f"{name}_"
+        )
 
 
 class Clock:
@@ -59,16 +92,18 @@ class Clock:
         self.time += seconds
 
 
-def launcher(path: Path, fakes: Fakes, clock: Clock, **settings: Any) -> Launcher:
-    values = {"name": "run", "zones": ZONES, "num_workers": 2, "state": str(path / "spot.json"), **settings}
-    return Launcher(SpotConfig.parse(values, "spot"), fakes, EGRESS, now=clock.now, sleep=clock.sleep)
+def launcher(path: Path, fakes: Fakes, clock: Clock, *, policy: dict[str, Any] = AT_ONCE, **settings: Any) -> Launcher:
+    values = {"name": "run", "zones": ZONES, "num_workers": 2, "state": str(path / "spot.json"), "policy": policy}
+    values["job"] = {"work_h": 1.0, "checkpoint_gb": 0.0, "cold_start_h": 0.2} | settings.pop("job", {})
+    config = SpotConfig.parse({**values, **settings}, "spot")
+    return Launcher(config, fakes, EGRESS, now=clock.now, sleep=clock.sleep)
 
 
 def test_the_cheapest_zone_and_the_same_cluster_again(tmp_path: Path) -> None:
     fakes, clock = Fakes(), Clock()
     cluster = launcher(tmp_path, fakes, clock).up()
-    assert (cluster.name, cluster.is_up, cluster.usd_per_hour) == ("run-east-b", True, 20.0)
-    assert launcher(tmp_path, fakes, clock).up() == cluster
+    assert (cluster.name, cluster.usd_per_hour) == ("run_east-b", 20.0)
+    assert launcher(tmp_path, fakes, clock).up().name == cluster.name
     assert fakes.started == ["east-b"]
     assert launcher(tmp_path, fakes, clock).down() == 1
     assert fakes.machines == {}
@@ -80,14 +115,33 @@ def test_status(tmp_path: Path) -> None:
     launcher(tmp_path, fakes, clock).up()
     clock.time += 1800
     told = launcher(tmp_path, fakes, clock).status()
-    assert told == "run-east-b in east-b: up, 2 of 2 workers, $20.00/h; $10.00 spent, 1 starts"
+    assert told == "run_east-b in east-b: up, 2 of 2 workers, $20.00/h; $10.00 spent, 1 starts"
+    fakes.away = {"east-b"}
+    assert "does not answer" in launcher(tmp_path, fakes, clock).status()
+
+
+def test_a_price_counts_from_when_it_holds(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    started = launcher(tmp_path, fakes, clock)
+    started.up()
+    clock.time += 3600
+    fakes.prices["east-b"] = 15.0
+    started.up()
+    clock.time += 3600
+    assert started.state.usd(clock.time) == pytest.approx(20.0 + 30.0)
 
 
 def test_moving_a_checkpoint_counts_against_a_cheaper_region(tmp_path: Path) -> None:
     fakes, clock = Fakes(), Clock()
-    moved = {"checkpoint_gb": 200.0, "checkpoint_region": "west", "work_h": 0.5, "cold_start_h": 0.2}
-    assert launcher(tmp_path, fakes, clock, **moved).up().zone == "west-a"  # 0.7 h × $4 less than 200 × $0.02
-    assert launcher(tmp_path / "long", fakes, clock, **{**moved, "work_h": 5.0}).up().zone == "east-b"
+    job = {"checkpoint_gb": 200.0, "work_h": 0.5, "checkpoint_every_h": 100.0}
+    # 200 × $0.02, and $0.04/h for saves, against $4/h more
+    assert launcher(tmp_path, fakes, clock, store_region="west", job=job).up().zone == "west-a"
+    job["work_h"] = 5.0
+    moved = launcher(tmp_path / "long", fakes, clock, store_region="west", job=job)
+    assert moved.up().zone == "east-b"
+    assert moved.state.usd(clock.time) == pytest.approx(4.0)
+    job["checkpoint_every_h"] = 0.5  # $8/h for saves
+    assert launcher(tmp_path / "often", fakes, clock, store_region="west", job=job).up().zone == "west-a"
 
 
 @pytest.mark.parametrize(
@@ -112,11 +166,34 @@ def test_an_error_that_is_the_same_everywhere_stops(tmp_path: Path) -> None:
     assert (fakes.started, fakes.machines) == (["east-b"], {})
 
 
-def test_a_head_without_workers_is_given_up(tmp_path: Path) -> None:
+def test_quotas_of_nothing_everywhere_are_told_at_once(tmp_path: Path) -> None:
+    fakes, clock = Fakes({"east-b": [Blame.REGION], "west-a": [Blame.REGION]}), Clock()
+    with pytest.raises(SpotError, match="no machines: east-b: region; west-a: region"):
+        launcher(tmp_path, fakes, clock).up()
+    assert clock.time == 1e9
+
+
+def test_it_waits_where_there_is_no_room_and_gives_up_when_told_to(tmp_path: Path) -> None:
+    fakes, clock = Fakes({zone: [Blame.POOL] for zone in PRICES}), Clock()
+    assert launcher(tmp_path, fakes, clock, cooldown_s=600).up().zone == "east-b"
+    assert clock.time >= 1e9 + 600
+    full = Fakes({zone: [Blame.POOL] * 99 for zone in PRICES})
+    with pytest.raises(SpotError, match="no machines: east-a: pool; east-b: pool; west-a: pool"):
+        launcher(tmp_path / "full", full, clock, give_up_h=1.0).up()
+    assert full.machines == {}
+
+
+def test_patience_waits_for_a_fair_price(tmp_path: Path) -> None:
+    fakes, clock = Fakes({"east-b": [Blame.POOL]}), Clock()
+    up = launcher(tmp_path, fakes, clock, policy={"patience_h": 2, "price_margin": 0.05}, cooldown_s=600).up()
+    assert (up.zone, fakes.started) == ("east-b", ["east-b", "east-b"])
+
+
+def test_a_head_that_gets_no_workers_is_given_up(tmp_path: Path) -> None:
     fakes, clock = Fakes(silent={"east-b"}), Clock()
     assert launcher(tmp_path, fakes, clock, start_timeout_s=60).up().zone == "east-a"
     assert clock.time >= 1e9 + 60
-    assert set(fakes.machines) == {"run-east-a"}
+    assert set(fakes.machines) == {"run_east-a"}
     # What failed is remembered by the next launcher, and comes back.
     launcher(tmp_path, fakes, clock).down()
     fakes.silent.clear()
@@ -126,34 +203,174 @@ def test_a_head_without_workers_is_given_up(tmp_path: Path) -> None:
     assert launcher(tmp_path, fakes, clock).up().zone == "east-b"
 
 
+def test_a_head_that_says_why_it_gets_no_workers_is_given_up_at_once(tmp_path: Path) -> None:
+    fakes, clock = Fakes(silent={"east-b", "east-a"}, troubles={"east-b": Blame.REGION}), Clock()
+    assert launcher(tmp_path, fakes, clock).up().zone == "west-a"
+    assert clock.time == 1e9
+
+
 def test_a_region_that_dies_is_left_for_another(tmp_path: Path) -> None:
     fakes, clock = Fakes(), Clock()
-    launcher(tmp_path, fakes, clock).up()
-    fakes.machines["run-east-b"] = 0
+    launcher(tmp_path, fakes, clock, policy={}).up()
+    fakes.machines.clear()
     clock.time += 3600
-    moved = launcher(tmp_path, fakes, clock)
+    moved = launcher(tmp_path, fakes, clock, policy={"price_margin": 0.1})  # patient, but not for what has died
     assert moved.up().zone == "east-a"
     assert moved.state.spent_usd == pytest.approx(20.0)
-    assert set(fakes.machines) == {"run-east-a"}
+    assert set(fakes.machines) == {"run_east-a"}
+
+
+def test_lost_workers_are_waited_for_by_a_patient_policy(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    patient = launcher(tmp_path, fakes, clock, policy={"patience_h": 2}, start_timeout_s=600)
+    patient.up()
+    fakes.machines["run_east-b"] = Sight(True, 1)
+    for _ in range(3):
+        assert not patient.step(1.0)
+        clock.sleep(100)
+    assert patient.state.cluster is not None
+    assert patient.state.cluster.lost_at is not None
+    fakes.machines["run_east-b"] = Sight(True, 2)
+    assert patient.up().lost_at is None
+    assert fakes.started == ["east-b"]
+
+
+def test_lost_workers_are_replaced_elsewhere_by_an_eager_policy(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    eager = launcher(tmp_path, fakes, clock)
+    eager.up()
+    fakes.machines["run_east-b"] = Sight(True, 1)
+    assert eager.up().zone == "east-a"
+    assert set(fakes.machines) == {"run_east-a"}
+
+
+def test_an_elastic_run_goes_on_with_less(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    elastic = launcher(tmp_path, fakes, clock, min_workers=1)
+    elastic.up()
+    fakes.machines["run_east-b"] = Sight(True, 1)
+    assert elastic.up().zone == "east-b"
+
+
+def test_lost_workers_of_which_the_head_knows_that_none_come(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    patient = launcher(tmp_path, fakes, clock, policy={"patience_h": 2, "price_margin": 9})
+    patient.up()
+    fakes.machines["run_east-b"] = Sight(True, 0)
+    fakes.troubles["east-b"] = Blame.POOL
+    while patient.state.cluster is not None:
+        patient.step(1.0)
+        clock.sleep(10)
+    assert clock.time < 1e9 + 60
+    assert fakes.machines == {}  # nothing is paid for while it waits
+
+
+def test_a_region_that_is_silent_is_left_only_if_others_answer(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    eager = launcher(tmp_path, fakes, clock)
+    eager.up()
+    fakes.away = fakes.stuck = {"east-b"}
+    for _ in range(100):
+        eager.step(1.0)
+        clock.sleep(60)
+    assert fakes.started == ["east-b"]
+    while len(fakes.started) == 1:
+        eager.step(1.0, is_online=True)
+        clock.sleep(60)
+    # What could not be ended is not forgotten, is paid for, and is not started over.
+    assert set(fakes.machines) == {"run_east-b", "run_east-a"}
+    assert "to be ended: run_east-b" in eager.status()
+    spent = eager.state.usd(clock.time)
+    clock.sleep(3600)
+    assert eager.state.usd(clock.time) == pytest.approx(spent + 20 + 22)
+    fakes.stuck = set()
+    launcher(tmp_path, fakes, clock).step(1.0)
+    assert set(fakes.machines) == {"run_east-a"}
+
+
+def test_down_says_what_cannot_be_ended(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    launcher(tmp_path, fakes, clock).up()
+    fakes.stuck = {"east-b"}
+    fakes.machines["run_south-c"] = Sight(True, 1)  # of a zone that the recipe no longer has
+    with suppress(SpotError):
+        launcher(tmp_path, fakes, clock).down()
+    assert "run_south-c" not in fakes.machines
+
+
+def test_on_demand_where_the_deadline_needs_it_and_back(tmp_path: Path) -> None:
+    fakes, clock = Fakes({zone: [Blame.POOL] * 2 for zone in PRICES}, on_demand=30.0), Clock()
+    policy = {**AT_ONCE, "deadline_h": 3.0}
+    run = launcher(tmp_path, fakes, clock, policy=policy, job={"work_h": 2.0}, cooldown_s=600)
+    while run.state.cluster is None:
+        if not run.step(2.0):
+            clock.sleep(60)
+    assert (run.state.cluster.name, run.state.cluster.purchase) == ("run_east-a_on-demand", "on_demand")
+    assert clock.time - 1e9 < 3600  # early enough
+    clock.sleep(3600)
+    fakes.faults.clear()
+    stopped: list[str] = []
+    while run.state.cluster.purchase == "on_demand":
+        if not run.step(0.2, stop=lambda: stopped.append(",".join(sorted(fakes.machines)))):
+            clock.sleep(60)
+    # The spot machines are there before the others are left, and those have time to save.
+    assert stopped == ["run_east-a_on-demand,run_east-b"]
+    assert set(fakes.machines) == {"run_east-b"}
+
+
+def test_a_better_place_that_has_no_machines_changes_nothing(tmp_path: Path) -> None:
+    fakes, clock = Fakes({zone: [Blame.POOL] * 99 for zone in PRICES}, on_demand=30.0), Clock()
+    run = launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "deadline_h": 2.5}, job={"work_h": 2.0})
+    while run.state.cluster is None:
+        if not run.step(2.0):
+            clock.sleep(60)
+    num_tries = len(fakes.started)
+    for _ in range(60):
+        if not run.step(0.1):
+            clock.sleep(60)
+    assert set(fakes.machines) == {"run_east-a_on-demand"}
+    assert {*fakes.started[num_tries:]} == {*PRICES}
 
 
 def test_limits(tmp_path: Path) -> None:
     fakes, clock = Fakes(), Clock()
-    limited = launcher(tmp_path, fakes, clock, max_cost_usd=30.0, deadline_h=10.0)
+    limited = launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "max_cost_usd": 30.0})
     limited.up()
-    clock.time += 3600
-    limited.check_limits()
-    clock.time += 1800
-    with pytest.raises(SpotError, match=r"max_cost_usd: \$30.00 of \$30.00 are spent"):
-        limited.check_limits()
-    fakes.machines.clear()
+
+    def go_on() -> None:
+        while True:
+            limited.step(1.0)
+            clock.sleep(60)
+
+    with pytest.raises(SpotError, match=r"max_cost_usd: \$2\d.\d\d of \$30.00 are spent"):
+        go_on()
+    limited.down()
+    assert 28.0 < limited.state.usd(clock.time) <= 30.0
     with pytest.raises(SpotError, match="max_cost_usd"):
-        launcher(tmp_path, fakes, clock, max_cost_usd=30.0).up()
-    assert fakes.machines == {}
+        launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "max_cost_usd": 30.0}).up()
     clock.time += 36000
-    with pytest.raises(SpotError, match=r"deadline_h: 11.5 of 10.0 h have passed"):
-        launcher(tmp_path, fakes, clock, deadline_h=10.0).up()
+    with pytest.raises(SpotError, match=r"deadline_h: 11.\d of 10 h have passed"):
+        launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "deadline_h": 10.0}).up()
     assert fakes.machines == {}
+
+
+def test_without_a_price_max_cost_cannot_be_kept(tmp_path: Path) -> None:
+    fakes, clock = Fakes(prices={}), Clock()
+    assert launcher(tmp_path / "any", fakes, clock).up()
+    with pytest.raises(SpotError, match="east-a: its price is not known"):
+        launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "max_cost_usd": 30.0}, give_up_h=0).up()
+
+
+def test_a_zone_that_gave_notice_is_not_the_next(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    run = launcher(tmp_path, fakes, clock)
+    run.up()
+    notice = Notice("1", "terminate", clock.time + 120)
+    run.notices = lambda: [Record("aws", Machine("i-1", "east-b", "p4d"), "node", notice, clock.time)]
+    run.step(1.0)
+    assert [zone for zone, _ in run.state.policy.cooling] == ["east-b"]
+    run.step(1.0)
+    assert len(run.state.policy.cooling) == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cluster": {"name": 3}, "cooldowns": []}', '{"cluster": null}'])
@@ -164,6 +381,10 @@ def test_a_torn_state_is_not_taken_for_none(tmp_path: Path, text: str) -> None:
 
 
 def test_settings_that_are_wrong() -> None:
+    with pytest.raises(ConfigError, match=r"spot.store: 'bucket' is not valid; expected s3://bucket/key"):
+        SpotConfig.parse({"zones": ZONES, "store": "bucket"}, "spot")
+    with pytest.raises(ConfigError, match=r"policy.deadline_h: 5 is not valid; job.work_h and job.cold_start_h take 6"):
+        SpotConfig.parse({"zones": ZONES, "policy": {"deadline_h": 5}, "job": {"work_h": 6}}, "spot")
     with pytest.raises(ConfigError, match=r"spot: zones.east: 'west-a' is not in this region"):
         SpotConfig.parse({"zones": {"east": ["west-a"]}}, "spot")
     with pytest.raises(ConfigError, match=r"spot.name: 'My Run' is not valid"):
@@ -196,16 +417,16 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_the_next_does_not_end(
         return wrapped
 
     def make() -> Launcher:
-        made = Fakes(fakes.faults, fakes.silent, fakes.machines, fakes.started)
-        for name in ("start", "end", "num_workers"):
+        made = replace(fakes)
+        for name in ("start", "end", "look", "trouble"):
             setattr(made, name, counted(getattr(made, name)))
-        return launcher(path, made, clock)
+        return launcher(path, made, clock, give_up_h=0.1, cooldown_s=3600)
 
     for at in (kill_at, again_at):
         left[0] = at
         with suppress(Killed, SpotError):
             make().up()
-    left[0] = 1000
+    left[0] = 100_000
     try:
         up = make().up()
         assert set(fakes.machines) == {up.name}

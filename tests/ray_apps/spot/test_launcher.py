@@ -1,22 +1,30 @@
 """Ray's launcher and autoscaler for real, in a cloud of three regions on this machine."""
 
+import gc
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 
 from data_prep.errors import ConfigError, SpotError
-from ray_apps.spot import bring_up
+from ray_apps.run_dir import RunDir
 from ray_apps.spot import launcher as launcher_module
+from ray_apps.spot.aws_errors import Blame
 from ray_apps.spot.bring_up import Launcher
 from ray_apps.spot.config import SpotConfig
-from ray_apps.spot.launcher import RayClusters
+from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.launcher import RayClusters, last_failure
+from tests import s3, tiny
 from tests.ray_apps.spot import loopback
+from tests.s3 import Bucket
 
 ROOT = Path(__file__).parents[3]
 ZONES = {"north": ["north-a"], "south": ["south-a"], "east": ["east-a"]}
@@ -37,10 +45,14 @@ def free_port() -> int:
 
 
 def template() -> dict[str, Any]:
-    port, ray = free_port(), f"{Path(sys.executable).parent}/ray start --disable-usage-stats --num-cpus=1 --block"
-    start = "nohup setsid {} > ~/ray.log 2>&1 < /dev/null & echo $! >> ~/pids"
-    head = f"{ray} --head --port={port} --include-dashboard=False --autoscaling-config=~/ray_bootstrap_config.yaml"
-    wait = f"for i in $(seq 200); do (echo > /dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit 0; sleep 0.2; done; exit 1"
+    """A head that takes no work and spot workers with a CPU. The shell of a person finds Ray and `vicuna`."""
+    port, binaries = free_port(), Path(sys.executable).parent
+    ray = f"{binaries}/ray start --disable-usage-stats --block --dashboard-agent-listen-port={{}} --num-cpus={{}}"
+    start = "cd ~/vicuna-ray; nohup setsid {} > ~/ray.log 2>&1 < /dev/null & echo $! >> ~/pids"
+    head = f"{ray.format(free_port(), 0)} --head --port={port} --dashboard-port={free_port()}"
+    worker = f"{ray.format(free_port(), 1)} --address=$RAY_HEAD_IP:{port}"
+    wait = f"for i in $(seq 300); do (echo > /dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit 0; sleep 0.2; done; exit 1"
+    bashrc = f"export PATH={binaries}:$PATH RAY_ADDRESS=127.0.0.1:{port}"
     node = {"InstanceType": "m", "InstanceMarketOptions": {"MarketType": "spot"}}
     return {
         "cluster_name": "replaced",
@@ -48,13 +60,14 @@ def template() -> dict[str, Any]:
         "provider": {"type": "external", "module": "tests.ray_apps.spot.loopback.Loopback"},
         "auth": {"ssh_user": "nobody"},
         "available_node_types": {
-            "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "gpu": {"resources": {"CPU": 1}, "node_config": node, "min_workers": 0, "max_workers": 1},
         },
         "head_node_type": "head",
-        "head_start_ray_commands": [start.format(head), wait],
-        "worker_start_ray_commands": [start.format(f"{ray} --address=$RAY_HEAD_IP:{port}")],
-        **{f"{name}_commands": [] for name in ("setup", "head_setup", "worker_setup", "initialization")},
+        "setup_commands": [f"mkdir -p ~/vicuna-ray && echo '{bashrc}' > ~/.bashrc"],
+        "head_start_ray_commands": [start.format(f"{head} --autoscaling-config=~/ray_bootstrap_config.yaml"), wait],
+        "worker_start_ray_commands": [start.format(worker)],
+        **{f"{name}_commands": [] for name in ("head_setup", "worker_setup", "initialization")},
         **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
         **{name: {} for name in ("docker", "file_mounts")},
         "file_mounts_sync_continuously": False,
@@ -65,21 +78,36 @@ def template() -> dict[str, Any]:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpotConfig]:
-    monkeypatch.setattr(bring_up, "POLL_S", 1.0)
     monkeypatch.setattr(launcher_module, "END_POLL_S", 0.3)
     monkeypatch.setenv(loopback.PLACE, str(tmp_path / "cloud"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_UP_enable_autoscaler_v2", "1")
     monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(template()))
-    settings = {"template": str(tmp_path / "cluster.yaml"), "zones": ZONES, "state": str(tmp_path / "spot.json")}
-    yield SpotConfig.parse({"name": "loop", "start_timeout_s": 120.0, **settings}, "spot")
+    yield SpotConfig.parse(
+        {
+            "name": "loop",
+            "template": str(tmp_path / "cluster.yaml"),
+            "zones": ZONES,
+            "start_timeout_s": 120.0,
+            "poll_s": 1.0,
+            "give_up_h": 0,
+            "policy": {"patience_h": 0, "price_margin": None},
+            "state": str(tmp_path / "spot.json"),
+        },
+        "spot",
+    )
     for machine in [path.name for path in (tmp_path / "cloud").glob("machine-*")]:
         loopback.kill(machine)
+    gc.collect()
 
 
 def launcher(config: SpotConfig) -> Launcher:
     return Launcher(config, RayClusters(config, prices=lambda region, kinds, zones: USD))
+
+
+def cluster(region: str, zone: str, purchase: Any = "spot") -> Cluster:
+    return Cluster(f"loop_{zone}", region, zone, purchase, 1.0, 0.0, 0.0)
 
 
 def machines() -> dict[str, str]:
@@ -88,59 +116,187 @@ def machines() -> dict[str, str]:
         return {machine: entry["region"] for machine, entry in state["machines"].items()}
 
 
+def take_away(region: str) -> None:
+    """All machines of a region are gone, at once, and there are no others."""
+    for machine, place in machines().items():
+        if place == region:
+            loopback.kill(machine)
+    with loopback.cloud() as state:
+        state["machines"] = {
+            machine: entry for machine, entry in state["machines"].items() if entry["region"] != region
+        }
+        state["full"].append(region)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_up_where_there_is_room_elsewhere_when_a_region_dies_and_down(config: SpotConfig) -> None:
+def test_up_where_there_is_room_and_down(config: SpotConfig) -> None:
     with loopback.cloud() as state:
-        state["full"] = ["north"]
-    first = launcher(config).up()
-    assert (first.name, first.region, first.is_up) == ("loop-south-a", "south", True)
-    assert sorted(machines().values()) == ["south", "south"]  # a head and its worker, on which Ray runs
+        state["full"], state["full_for_workers"] = ["north"], ["south"]
+    up = launcher(config).up()
+    assert (up.name, up.region) == ("loop_east-a", "east")
+    assert sorted(machines().values()) == ["east", "east"]  # a head and its worker, on which Ray runs
     started = [process for machine in machines() for process in loopback.processes(machine)]
     assert any("raylet" in process.name() for process in started)
-
-    for machine in machines():
-        loopback.kill(machine)
-    with loopback.cloud() as state:  # and the machines are gone
-        state["machines"].clear()
-        state["full"] = ["north", "south"]
-    second = launcher(config).up()
-    assert second.region == "east"
-    assert set(machines().values()) == {"east"}
-    started += [process for machine in machines() for process in loopback.processes(machine)]
-
     assert launcher(config).down() == 2
     assert machines() == {}
     _, alive = psutil.wait_procs(started, timeout=10)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
+def vicuna(*words: str) -> subprocess.Popen[str]:
+    """A command in a process of its own, as a person gives it."""
+    command = [sys.executable, "-m", "ray_apps.cli", "spot", *words]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 240
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "it never came so far"
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_in_another_region_whoever_dies(
+    config: SpotConfig, tiny_model_dir: Path, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first region is full. In the second the run saves; its launcher is killed, then the region."""
+    for name, value in s3.variables(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(s3_endpoint, tmp_path.name)
+    recipe = tmp_path / "recipe.yaml"
+    train = {
+        "model": bucket.upload(tiny_model_dir, "base"),
+        "dataset": str(tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")),
+        "run_dir": "artifacts/run",
+        "output": "artifacts/model",
+        "global_batch_size": 2,
+        "max_steps": 400,
+        "epochs": 999,
+        "precision": "fp32",
+        "num_workers": 1,
+        "checkpoint": {"every_steps": 20},
+    }
+    spot = config.model_copy(update={"store": f"{bucket.uri}/store"}).model_dump(mode="json", exclude_unset=True)
+    recipe.write_text(yaml.safe_dump({"train": train, "spot": spot}, sort_keys=False))
+    with loopback.cloud() as state:
+        state["full"] = ["north"]
+    run = RunDir(f"{bucket.uri}/store/run")
+
+    first = vicuna("up", str(recipe))
+    wait_for(lambda: run.latest_checkpoint() is not None, first)
+    first.kill()
+    assert set(machines().values()) == {"south"}
+    second = vicuna("up", str(recipe))
+    time.sleep(2)
+    take_away("south")
+    told, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, told
+    assert f"{bucket.uri}/store/model: " in told.splitlines()[-1]
+
+    starts = [record["step"] for record in run.read_metrics() if record.get("event") == "start"]
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1]
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert latest.step == 400
+    assert {"store/model/config.json", "store/model/model.safetensors", "store/model/origin.json"} <= {*bucket.keys()}
+    assert machines() == {}
+    again = vicuna("up", str(recipe))
+    assert "is there already" in again.communicate(timeout=60)[0]
+
+
 @pytest.mark.ray
 def test_no_room_anywhere(config: SpotConfig) -> None:
     with loopback.cloud() as state:
         state["full"] = list(ZONES)
-    with pytest.raises(SpotError, match=r"north-a: .*north is full.*; south-a: .*; east-a: "):
+    with pytest.raises(SpotError, match=r"east-a: .*east is full.*; north-a: .*; south-a: "):
         launcher(config).up()
     assert machines() == {}
 
 
 def test_orphans_are_found_by_name_without_a_state(config: SpotConfig) -> None:
-    provider = loopback.Loopback({"region": "south"}, "loop-south-a")
-    provider.create_node({}, {"ray-node-kind": "worker"}, 2)
-    loopback.Loopback({"region": "south"}, "another").create_node({}, {"ray-node-kind": "head"}, 1)
-    assert launcher(config).down() == 2
-    assert list(machines()) == ["machine-3"]
+    """Also those of a zone that the recipe no longer has, or of on-demand machines; not those of another recipe."""
+    for name, region in (("loop_south-a", "south"), ("loop_west-b_on-demand", "west"), ("loop-2_south-a", "south")):
+        provider = loopback.Loopback({"region": region}, name)
+        provider.create_node({}, {TAG_RAY_NODE_KIND: NODE_KIND_WORKER}, 2)
+    assert launcher(config).down() == 4
+    assert list(machines()) == ["machine-5", "machine-6"]
 
 
 def test_the_template_in_its_place(config: SpotConfig) -> None:
-    rendered = RayClusters(config.model_copy(update={"num_workers": 3})).render("loop-south-a", "south", "south-a")
-    assert rendered["cluster_name"] == "loop-south-a"
+    clusters = RayClusters(config.model_copy(update={"num_workers": 3}))
+    rendered = clusters.render(cluster("south", "south-a"))
+    assert rendered["cluster_name"] == "loop_south-a"
     assert rendered["provider"]["region"] == "south"
     assert rendered["provider"]["availability_zone"] == "south-a"
     gpu = rendered["available_node_types"]["gpu"]
     assert (gpu["min_workers"], gpu["max_workers"], rendered["max_workers"]) == (3, 3, 3)
+    assert "InstanceMarketOptions" in gpu["node_config"]
+    on_demand = clusters.render(cluster("south", "south-a", "on_demand"))["available_node_types"]["gpu"]
+    assert "InstanceMarketOptions" not in on_demand["node_config"]
 
 
-def test_a_node_type_that_the_template_lacks(config: SpotConfig) -> None:
+def test_the_cluster_file_that_comes_along_in_its_place(config: SpotConfig) -> None:
+    told = {"template": str(ROOT / "cluster.yaml"), "store": "s3://bucket/key"}
+    clusters = RayClusters(config.model_copy(update=told))
+    rendered = clusters.render(cluster("us-east-1", "us-east-1a"))
+    watcher = next(line for line in rendered["worker_start_ray_commands"] if "spot watch" in line)
+    assert "--records s3://bucket/key/notices; sleep 1" in watcher
+    assert rendered["provider"]["placement"]["fall_back_to_on_demand"] is False
+
+
+def test_offers_keep_to_the_price_limit_of_the_template(config: SpotConfig, tmp_path: Path) -> None:
+    (tmp_path / "rates.yaml").write_text("north: {m: 9.5}")
+    limited = yaml.safe_load(Path(config.template).read_text())
+    limited["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"]["SpotOptions"] = {"MaxPrice": "2.5"}
+    Path(config.template).write_text(yaml.safe_dump(limited))
+    config = config.model_copy(update={"rates": str(tmp_path / "rates.yaml")})
+    prices = {key: usd for key, usd in USD.items() if key[0] != "south-a"}
+    offers = RayClusters(config, prices=lambda region, kinds, zones: prices).offers()
+    assert [(offer.zone, offer.purchase, offer.usd_per_hour) for offer in offers] == [
+        ("north-a", "spot", 1.0),
+        ("north-a", "on_demand", 9.5),
+        ("south-a", "spot", 2.5),  # not known, but no more than that
+    ]
+
+
+OLDER = """09:10:30
+======== Autoscaler status: 2026-11-26 09:10:28.708117 ========
+Recent failures:
+ gpu: {code} (latest_attempt: 09:1{minute}:00) - no room
+"""
+NEWER = """00:00:30
+ gpu: LaunchFailed (latest_attempt: 23:59:50)
+2026-11-26 23:59:50,319\tINFO -- Failed to launch 1 nodes of type gpu: Node Launch Exception ({code}): no room
+2026-11-26 23:59:51,346\tINFO -- Failed to launch 1 nodes of type cpu: Node Launch Exception (AuthFailure): no
+"""
+
+
+@pytest.mark.parametrize("told", [OLDER.replace("{minute}", "0"), NEWER])
+@pytest.mark.parametrize(
+    ("code", "blame"), [("InsufficientInstanceCapacity", Blame.POOL), ("MaxSpotInstanceCountExceeded", Blame.REGION)]
+)
+def test_what_a_head_tells_of_its_failures(told: str, code: str, blame: Blame) -> None:
+    failed = last_failure(told.replace("{code}", code), "gpu")
+    assert failed is not None
+    assert failed.blame is blame
+    assert "no room" in str(failed)
+    assert last_failure(told, "gpu") is None
+
+
+def test_a_failure_that_is_long_past() -> None:
+    old = OLDER.replace("{code}", "InsufficientInstanceCapacity").replace("09:1{minute}:00", "09:07:00")
+    assert last_failure(old, "gpu") is None
+
+
+def test_templates_that_will_not_do(config: SpotConfig) -> None:
     with pytest.raises(ConfigError, match=r"spot.node_type: 'tpu' is not in .*cluster.yaml; valid: gpu, head"):
         RayClusters(config.model_copy(update={"node_type": "tpu"}))
+    with pytest.raises(ConfigError, match=r"available_node_types.head.node_config.InstanceMarketOptions: is required"):
+        RayClusters(config.model_copy(update={"node_type": "head"}))

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_apps.spot.policy import EAGER, PolicySettings
-from ray_apps.spot.simulator.job import JobSettings
+from ray_apps.spot.simulator.job import SimulatedJob
 from ray_apps.spot.simulator.optimum import optimum_usd
 from ray_apps.spot.simulator.simulate import simulate
 from ray_apps.spot.simulator.traces import Trace
 from tests.ray_apps.spot.simulator.tracing import any_traces, trace
 
-JOB = JobSettings(work_h=4, cold_start_h=0.5, on_demand_usd_per_hour=3, checkpoint_gb=100, egress_usd_per_gb=0.02)
+JOB = SimulatedJob(work_h=4, cold_start_h=0.5, on_demand_usd_per_hour=3, checkpoint_gb=100, egress_usd_per_gb=0.02)
 
 
 def test_an_undisturbed_run_pays_for_its_cold_start_and_its_work() -> None:
@@ -74,7 +74,7 @@ POLICIES = st.builds(
     price_margin=st.sampled_from([None, 0.0, 0.2]),
 )
 JOBS = st.builds(
-    JobSettings,
+    SimulatedJob,
     work_h=st.sampled_from([4.0, 4.2]),
     cold_start_h=st.sampled_from([0.0, 0.4, 0.5]),
     on_demand_usd_per_hour=st.just(3.0),
@@ -86,7 +86,7 @@ JOBS = st.builds(
 
 @given(any_traces(), POLICIES, JOBS)
 def test_the_deadline_is_kept_and_the_figures_add_up(
-    traces: list[Trace], settings: PolicySettings, job: JobSettings
+    traces: list[Trace], settings: PolicySettings, job: SimulatedJob
 ) -> None:
     outcome = simulate(job, settings, traces)
     assert not outcome.is_late(settings.deadline_h)
@@ -98,7 +98,9 @@ def test_the_deadline_is_kept_and_the_figures_add_up(
 
 
 @given(any_traces(), POLICIES, JOBS)
-def test_no_policy_is_cheaper_than_the_optimum(traces: list[Trace], settings: PolicySettings, job: JobSettings) -> None:
+def test_no_policy_is_cheaper_than_the_optimum(
+    traces: list[Trace], settings: PolicySettings, job: SimulatedJob
+) -> None:
     assert settings.deadline_h is not None
     least = optimum_usd(job, traces, settings.deadline_h)
     assert least <= simulate(job, settings, traces).usd + 1e-9
@@ -107,7 +109,7 @@ def test_no_policy_is_cheaper_than_the_optimum(traces: list[Trace], settings: Po
 
 @given(any_traces(), POLICIES, JOBS, st.floats(0.1, 12))
 def test_no_more_is_spent_than_is_allowed(
-    traces: list[Trace], settings: PolicySettings, job: JobSettings, most: float
+    traces: list[Trace], settings: PolicySettings, job: SimulatedJob, most: float
 ) -> None:
     outcome = simulate(job, settings.model_copy(update={"max_cost_usd": most}), traces)
     assert outcome.usd <= most
@@ -116,7 +118,7 @@ def test_no_more_is_spent_than_is_allowed(
 
 def test_the_optimum_by_hand() -> None:
     """Two hours of work and half an hour of cold start, in the cheap zone's second stretch, or else in two places."""
-    job = JobSettings(work_h=2, cold_start_h=0.5, on_demand_usd_per_hour=3)
+    job = SimulatedJob(work_h=2, cold_start_h=0.5, on_demand_usd_per_hour=3)
     dear = trace("us-east-1a", "#" * 20, 1.0)
     cheap = trace("us-east-1b", "##......" + "#####" + "." * 7, 0.4)
     assert optimum_usd(job, [dear, cheap], 10) == pytest.approx(2.5 * 0.4)

@@ -1,0 +1,154 @@
+"""A training job on whatever cluster the policy has: handed over, followed, and resumed elsewhere from the store.
+
+What is done is in the run directory in the store; a job that is handed over again goes on from there. Before machines
+are left that still work, the run is asked to save and end. Knows no Ray, no cloud.
+"""
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data_prep.errors import SpotError
+from ray_apps.run_dir import RunDir
+from ray_apps.spot.bring_up import Launcher, SilentError
+from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.progress import Progress, read_progress
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 300.0
+"""How long a run may take to save and end."""
+TOLD_S = 60.0
+"""Seconds between two lines that say how far it is."""
+MOST_DONE_H = 0.01
+"""What is left at least until the job says that it is done: the model has to be written."""
+
+
+class Jobs(Protocol):
+    """Jobs on clusters, by id. Everything raises SilentError if there is no answer."""
+
+    def submit(self, cluster: Cluster, job: str, recipe: str) -> None:
+        """Hand over the training that the recipe, YAML, describes."""
+
+    def job_status(self, cluster: Cluster, job: str) -> str | None:
+        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None if the cluster does not know the job."""
+
+    def job_log(self, cluster: Cluster, job: str) -> str:
+        """The last lines that it printed."""
+
+
+@dataclass
+class JobRun:
+    """`recipe`: YAML, as the job gets it. `run`: the run directory it names."""
+
+    launcher: Launcher
+    jobs: Jobs
+    recipe: str
+    run: RunDir
+    _progress: Progress = field(init=False)
+    _told_at: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(self.launcher.config.job.work_h)
+
+    def finish(self) -> str:
+        """See the job through, wherever it runs, and take everything down; what it took, in words.
+
+        Raises:
+            SpotError: a limit is reached, there are no machines, or the job fails by itself.
+            KeyboardInterrupt: the run was given time to save.
+        """
+        try:
+            while not self._is_done():
+                pass
+        except BaseException as error:
+            logger.warning("ending: %s", str(error) or type(error).__name__)
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for no checkpoint
+                self._stop()
+            self.launcher.down()
+            raise
+        self.launcher.down()
+        return self.launcher.forget()
+
+    def _is_done(self) -> bool:
+        """Look after everything once."""
+        is_online = self._read_progress()
+        cluster, progress = self.launcher.state.cluster, self._progress
+        left_h = max(progress.left_h, MOST_DONE_H)
+        if cluster and (progress.told_at or 0.0) < cluster.started_at:
+            left_h += self.launcher.config.job.cold_start_h
+        if self.launcher.step(left_h, progress.at_risk_h, is_online=is_online, stop=self._stop):
+            return False
+        if cluster := self.launcher.state.cluster:
+            try:
+                if self._tend(cluster):
+                    return True
+                self.launcher.heard()
+            except SilentError as error:
+                self.launcher.silent(error, is_online=is_online)
+        self._tell()
+        self.launcher.sleep(self.launcher.config.poll_s)
+        return False
+
+    def _tend(self, cluster: Cluster) -> bool:
+        """Hand the job over if the cluster has none that runs; whether it is done."""
+        state = self.launcher.state
+        status = self.jobs.job_status(cluster, state.job) if state.job else None
+        if status == "SUCCEEDED":
+            return True
+        if status in ("PENDING", "RUNNING") or cluster.lost_at is not None:
+            return False
+        if status is not None:
+            self._count_failure(cluster)
+        if status is not None or not state.job:
+            number = state.num_jobs + 1
+            self.launcher.update(job=f"{self.launcher.config.name}-{number}", num_jobs=number)
+        logger.info("%s is handed over to %s", self.launcher.state.job, cluster.name)
+        self.jobs.submit(cluster, self.launcher.state.job, self.recipe)
+        return False
+
+    def _count_failure(self, cluster: Cluster) -> None:
+        state = self.launcher.state
+        latest = self.run.latest_checkpoint()
+        step = latest.step if latest else 0
+        num_failures = state.num_failures + 1 if step == state.failed_step else 1
+        self.launcher.update(num_failures=num_failures, failed_step=step)
+        log = self.jobs.job_log(cluster, state.job)
+        if num_failures > self.launcher.config.max_failures:
+            raise SpotError(f"{state.job} failed, {num_failures} times after step {step}; its last lines:\n{log}")
+        logger.warning("%s failed after step %d:\n%s", state.job, step, log)
+
+    def _stop(self) -> None:
+        """Have the run save and end, if it runs."""
+        cluster, job = self.launcher.state.cluster, self.launcher.state.job
+        if cluster is None or not job or cluster.lost_at is not None:
+            return
+        try:
+            if self.jobs.job_status(cluster, job) != "RUNNING":
+                return
+            logger.info("%s is asked to save", job)
+            self.run.ask_to_stop()
+            until = self.launcher.now() + STOP_S
+            while self.jobs.job_status(cluster, job) == "RUNNING" and self.launcher.now() < until:
+                self.launcher.sleep(self.launcher.config.poll_s)
+        except (SilentError, OSError) as error:
+            logger.warning("%s is left without a last checkpoint: %s", job, error)
+
+    def _read_progress(self) -> bool:
+        """Whether the store answers."""
+        try:
+            self._progress = read_progress(self.run.read_metrics(), self.launcher.config.job)
+        except OSError as error:
+            logger.warning("%s: %s", self.run.folder, error)
+            return False
+        return True
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self.launcher.state.cluster is not None and now - self._told_at >= TOLD_S:
+            self._told_at = now
+            state = self.launcher.state
+            place = "" if state.cluster is None else f"{state.cluster.zone}, {state.cluster.purchase}, "
+            logger.info("%s: %s%s; $%.2f spent", state.job, place, self._progress, state.usd(self.launcher.now()))
