@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 from pyarrow import fs
@@ -37,9 +38,16 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     scheme, _, inner = path.partition("://")
     if scheme != "s3":
         raise VicunaError(f"{path}: unknown scheme {scheme!r}; valid: a local path or s3://bucket/key")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    options = {"endpoint_override": endpoint, "region": os.environ.get("AWS_REGION", "us-east-1")} if endpoint else {}
-    return fs.S3FileSystem(**options), inner.rstrip("/")
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region), inner.rstrip("/")
+    return fs.S3FileSystem(region=_region_of(inner.partition("/")[0])), inner.rstrip("/")
+
+
+@cache
+def _region_of(bucket: str) -> str:
+    """Where a bucket is, which need not be where this machine is. Raises OSError if there is no such bucket."""
+    return str(fs.resolve_s3_region(bucket))
 
 
 def file_state(path: str) -> tuple[int, str]:

@@ -34,7 +34,7 @@ def vicuna() -> None:
     """From a pile of shared chats to a chat endpoint.
 
     RECIPE is a YAML file, or the name of one that comes along: vicuna_7b, vicuna_13b, lora_7b, offload_single_gpu,
-    smollm2_cpu. Every field can be set as section.key=value.
+    smollm2_cpu, smollm2_spot. Every field can be set as section.key=value.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from data_prep.errors import ConfigError
 from ray_apps.options import OVERRIDES
 
 if TYPE_CHECKING:
@@ -58,11 +59,17 @@ def watch(
     metavar="HOURS",
     help="Where in the traces runs start; may be repeated.",
 )
+@click.option("--recipe", help="A recipe whose section spot gives job and policy; what is set here goes before.")
 @click.option("--egress", type=click.Path(path_type=Path), help="CSV from_region,to_region,price_usd_per_gb.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write an SVG of the first window.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list for programs instead.")
 def simulate(
-    words: tuple[str, ...], starts_h: tuple[float, ...], egress: Path | None, plot: Path | None, as_json: bool
+    words: tuple[str, ...],
+    starts_h: tuple[float, ...],
+    recipe: str | None,
+    egress: Path | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Try the spot policy on recorded availability and prices, beside what else one could do.
 
@@ -71,16 +78,26 @@ def simulate(
     """
     from ray_apps.spot.simulator.report import report
 
+    base = {}
+    if recipe is not None:
+        from ray_apps.recipe import load_recipe, spot_section
+
+        chosen = spot_section(load_recipe(recipe), recipe)
+        base = {
+            "job": chosen.job.model_dump(exclude_unset=True),
+            "policy": chosen.policy.model_dump(exclude_unset=True),
+        }
     traces = [Path(word) for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    report(traces, overrides, starts_h=starts_h or (0.0,), egress=egress, plot=plot, as_json=as_json)
+    report(traces, overrides, base=base, starts_h=starts_h or (0.0,), egress=egress, plot=plot, as_json=as_json)
 
 
 @spot.command()
 @click.argument("recipe")
+@click.option("--cluster-only", is_flag=True, help="Have a cluster with all its workers, and leave it.")
 @OVERRIDES
-def up(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Train RECIPE on spot machines in the best of the zones of its section spot; without spot.store, have a cluster.
+def up(recipe: str, cluster_only: bool, overrides: tuple[str, ...]) -> None:
+    """Train RECIPE on spot machines in the best of the zones of its section spot.
 
     Where there is no room, or a region dies, it goes on elsewhere from its last checkpoint. At the end, at a limit and
     after Ctrl-C everything is taken down; after a kill the same command goes on. Example:
@@ -95,8 +112,10 @@ def up(recipe: str, overrides: tuple[str, ...]) -> None:
     config = spot_section(loaded, recipe)
     from ray_apps.spot.launch_state import held
 
+    if config.run_dir is None and not cluster_only:
+        raise ConfigError("spot.store: is required to train; expected s3://bucket/key; else give --cluster-only")
     with held(Path(config.state)), _interrupted_by_sigterm():
-        if config.run_dir is None:
+        if config.run_dir is None or cluster_only:
             cluster = _launcher(config).up()
             click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
             return

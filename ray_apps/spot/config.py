@@ -21,6 +21,12 @@ class SpotConfig(Settings):
     """By region: the zones it may be in."""
     node_type: str = "gpu"
     """Of the workers, in the template."""
+    instance_type: str | None = None
+    """Of the workers, instead of the template's."""
+    max_usd_per_hour: float | None = Field(None, gt=0)
+    """What one spot worker may cost, instead of the template's `MaxPrice`."""
+    instance_profiles: dict[str, str] = Field(default_factory=dict)
+    """By node type of the template: the IAM instance profile of its machines, for access to `store`."""
     num_workers: int = Field(1, ge=1)
     """Workers that a cluster must have to be up."""
     min_workers: int | None = Field(None, ge=1)
@@ -28,8 +34,7 @@ class SpotConfig(Settings):
     start_timeout_s: float = Field(1800.0, gt=0)
     """How long they may take after the head is there, and once they are lost until others come."""
     store: str | None = None
-    """An `s3://` path for what outlives a region: dataset, run, notices, model. With it, the training that the recipe
-    describes is run; without it, there is just a cluster."""
+    """An `s3://` path for what outlives a region: dataset, run, notices, model. A job needs it."""
     store_region: str | None = None
     """Where that is. Bringing data from there, and saves to it, cost egress in other regions; not counted if not
     given."""

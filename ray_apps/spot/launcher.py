@@ -74,16 +74,25 @@ class RayClusters:
         self._prices = prices
         self._template = load_yaml(Path(config.template))
         types = self._template.get("available_node_types") or {}
-        if config.node_type not in types:
-            raise ConfigError(
-                f"spot.node_type: {config.node_type!r} is not in {config.template}; valid: {', '.join(types)}"
-            )
+        for field, name in [
+            ("node_type", config.node_type),
+            *(("instance_profiles", n) for n in config.instance_profiles),
+        ]:
+            if name not in types:
+                raise ConfigError(f"spot.{field}: {name!r} is not in {config.template}; valid: {', '.join(types)}")
         self._node = types[config.node_type]["node_config"]
         if (self._node.get("InstanceMarketOptions") or {}).get("MarketType") != "spot":
             raise ConfigError(
                 f"{config.template}: available_node_types.{config.node_type}.node_config.InstanceMarketOptions: "
                 "is required, with MarketType: spot"
             )
+        if config.instance_type is not None:
+            self._node["InstanceType"] = config.instance_type
+        if config.max_usd_per_hour is not None:
+            options = self._node["InstanceMarketOptions"].setdefault("SpotOptions", {})
+            options["MaxPrice"] = f"{config.max_usd_per_hour:g}"
+        for name, profile in config.instance_profiles.items():
+            types[name]["node_config"]["IamInstanceProfile"] = {"Name": profile}
         self._rates = read_rates(Path(config.rates)) if config.rates else {}
 
     def offers(self) -> list[Offer]:
@@ -109,8 +118,9 @@ class RayClusters:
         num = self._config.num_workers
         rendered["cluster_name"] = cluster.name
         rendered["provider"] |= {"region": cluster.region, "availability_zone": cluster.zone}
-        if "placement" in rendered["provider"]:  # what is bought is decided here
-            rendered["provider"]["placement"] |= {"fall_back_to_on_demand": False}
+        if placement := rendered["provider"].get("placement"):  # what is bought, and at what price, is decided here
+            placement["fall_back_to_on_demand"] = False
+            placement.get("instance_types", {}).pop(self._config.node_type, None)
         node = rendered["available_node_types"][self._config.node_type]
         node["min_workers"] = num
         node["max_workers"] = max(num, node.get("max_workers", num))

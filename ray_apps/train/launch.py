@@ -16,7 +16,8 @@ from typing import Any
 
 import ray
 from ray._private import state as cluster_state
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from data_prep.errors import RunError
@@ -97,7 +98,9 @@ def _fit(config: TrainConfig, run: RunDir, launch: str) -> dict[str, str]:
             try:
                 result: Any = _trainer(config, run, launch, use_gpu=use_gpu).fit()
                 return result.return_value or {}
-            except WorkerGroupError as error:
+            except (WorkerGroupError, ControllerError) as error:
+                if not _are_workers_lost(error):
+                    raise RunError(f"training failed: {_root_cause(error)}") from error
                 num_failures += not preemptions.recent()
                 if num_failures > config.max_failures:
                     raise RunError(f"training failed: {_root_cause(error)}") from error
@@ -106,6 +109,11 @@ def _fit(config: TrainConfig, run: RunDir, launch: str) -> dict[str, str]:
                 _warn(run, f"workers are lost and start again ({counted}): {reason}")
             except Exception as error:
                 raise RunError(f"training failed: {_root_cause(error)}") from error
+
+
+def _are_workers_lost(error: WorkerGroupError | ControllerError) -> bool:
+    """Ray Train's controller may stumble over a worker that is gone before it has noted that."""
+    return isinstance(error, WorkerGroupError) or isinstance(error.controller_failure, RayActorError)
 
 
 def _leaving_nodes() -> list[str]:

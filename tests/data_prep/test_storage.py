@@ -187,6 +187,16 @@ def test_a_copy_that_is_cut_off_is_not_used(
 
 
 @pytest.mark.slow
+def test_a_bucket_may_be_in_another_region_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    regions = {"far-away": "eu-west-3", "near": "us-east-1"}
+    monkeypatch.setattr(storage.fs, "resolve_s3_region", regions.__getitem__)
+    for bucket, region in regions.items():
+        filesystem, inner = storage.open_filesystem(f"s3://{bucket}/some/key/")
+        assert (filesystem.region, inner) == (region, f"{bucket}/some/key")
+
+
 def test_what_is_not_on_s3_is_one_clear_line(bucket: Bucket) -> None:
     bucket.write("folder/notes.txt", "no model")
     assert "Path does not exist" in refusal(f"s3://{bucket.name}/nowhere")

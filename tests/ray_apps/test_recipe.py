@@ -10,7 +10,7 @@ from data_prep.errors import ConfigError
 from ray_apps.recipe import RECIPES, Recipe, data_section, find_recipe, load_recipe, train_section
 from ray_apps.train.config import TrainConfig
 
-KNOWN = ["lora_7b", "offload_single_gpu", "smollm2_cpu", "vicuna_13b", "vicuna_7b"]
+KNOWN = ["lora_7b", "offload_single_gpu", "smollm2_cpu", "smollm2_spot", "vicuna_13b", "vicuna_7b"]
 TRAIN = {"model": "base", "dataset": "data", "run_dir": "run", "output": "model"}
 DATA = {"output": "data", "tokenizer": "base", "sources": ["chats.json"]}
 

@@ -1,7 +1,7 @@
 """`vicuna spot simulate`: what a policy would have cost, as a table, as JSON and as a plot."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,19 @@ def report(
     traces: Sequence[Path],
     overrides: Sequence[str],
     *,
+    base: Mapping[str, Any],
     starts_h: Sequence[float],
     egress: Path | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Simulate, from each of the starts, and tell.
+    """Simulate, from each of the starts, and tell. `base`: settings that `overrides` go before.
 
     Raises:
         ConfigError: a setting is wrong.
         DataError: a trace is, or it ends before the deadline.
     """
-    scenario = Scenario.parse(apply_overrides({}, overrides))
+    scenario = Scenario.parse(apply_overrides(dict(base), overrides))
     deadline_h = scenario.policy.deadline_h
     if not traces:
         raise ConfigError("TRACES: none are given; expected CSV files, one for each zone")

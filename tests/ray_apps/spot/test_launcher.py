@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 
 from data_prep.errors import ConfigError, SpotError
@@ -22,12 +23,16 @@ from ray_apps.spot.bring_up import Launcher
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
 from ray_apps.spot.launcher import RayClusters, last_failure
+from ray_apps.train.config import TrainConfig
 from tests import s3, tiny
+from tests.integration.test_recovery import fixed_run
 from tests.ray_apps.spot import loopback
+from tests.ray_apps.train.test_loop import losses
 from tests.s3 import Bucket
 
 ROOT = Path(__file__).parents[3]
 ZONES = {"north": ["north-a"], "south": ["south-a"], "east": ["east-a"]}
+STEPS = 160
 USD = {("north-a", "m"): 1.0, ("south-a", "m"): 2.0, ("east-a", "m"): 3.0}
 
 
@@ -90,7 +95,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpotConf
             "template": str(tmp_path / "cluster.yaml"),
             "zones": ZONES,
             "start_timeout_s": 120.0,
-            "poll_s": 1.0,
+            "poll_s": 3.0,
             "give_up_h": 0,
             "policy": {"patience_h": 0, "price_margin": None},
             "state": str(tmp_path / "spot.json"),
@@ -128,22 +133,6 @@ def take_away(region: str) -> None:
         state["full"].append(region)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_up_where_there_is_room_and_down(config: SpotConfig) -> None:
-    with loopback.cloud() as state:
-        state["full"], state["full_for_workers"] = ["north"], ["south"]
-    up = launcher(config).up()
-    assert (up.name, up.region) == ("loop_east-a", "east")
-    assert sorted(machines().values()) == ["east", "east"]  # a head and its worker, on which Ray runs
-    started = [process for machine in machines() for process in loopback.processes(machine)]
-    assert any("raylet" in process.name() for process in started)
-    assert launcher(config).down() == 2
-    assert machines() == {}
-    _, alive = psutil.wait_procs(started, timeout=10)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
 def vicuna(*words: str) -> subprocess.Popen[str]:
     """A command in a process of its own, as a person gives it."""
     command = [sys.executable, "-m", "ray_apps.cli", "spot", *words]
@@ -159,54 +148,70 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[str]) -
         time.sleep(0.2)
 
 
+def ray_processes() -> list[psutil.Process]:
+    found = [process for machine in machines() for process in loopback.processes(machine)]
+    assert any("raylet" in process.name() for process in found)
+    return found
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_in_another_region_whoever_dies(
     config: SpotConfig, tiny_model_dir: Path, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first region is full. In the second the run saves; its launcher is killed, then the region."""
+    """The first region has room for a head alone. In the second the run saves; its launcher is killed, then the region.
+
+    The run ends in the third as if nothing had happened, and nothing is left.
+    """
     for name, value in s3.variables(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     bucket = Bucket(s3_endpoint, tmp_path.name)
-    recipe = tmp_path / "recipe.yaml"
     train = {
-        "model": bucket.upload(tiny_model_dir, "base"),
+        "model": str(tiny_model_dir),
         "dataset": str(tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")),
-        "run_dir": "artifacts/run",
-        "output": "artifacts/model",
+        "run_dir": str(tmp_path / "unused"),
+        "output": str(tmp_path / "nowhere"),
         "global_batch_size": 2,
-        "max_steps": 400,
+        "max_steps": STEPS,
         "epochs": 999,
+        "learning_rate": 1e-3,
         "precision": "fp32",
         "num_workers": 1,
         "checkpoint": {"every_steps": 20},
     }
+    fixed = fixed_run(TrainConfig.parse(train), tmp_path)
     spot = config.model_copy(update={"store": f"{bucket.uri}/store"}).model_dump(mode="json", exclude_unset=True)
+    recipe = tmp_path / "recipe.yaml"
+    train["model"] = bucket.upload(tiny_model_dir, "base")
     recipe.write_text(yaml.safe_dump({"train": train, "spot": spot}, sort_keys=False))
     with loopback.cloud() as state:
-        state["full"] = ["north"]
+        state["full_for_workers"] = ["north"]
     run = RunDir(f"{bucket.uri}/store/run")
 
     first = vicuna("up", str(recipe))
     wait_for(lambda: run.latest_checkpoint() is not None, first)
     first.kill()
-    assert set(machines().values()) == {"south"}
+    assert sorted(machines().values()) == ["south", "south"]  # a head and its worker
+    started = ray_processes()
     second = vicuna("up", str(recipe))
     time.sleep(2)
     take_away("south")
+    wait_for(lambda: len(machines()) == 2, second)
+    started += ray_processes()
     told, _ = second.communicate(timeout=400)
     assert second.returncode == 0, told
     assert f"{bucket.uri}/store/model: " in told.splitlines()[-1]
 
     starts = [record["step"] for record in run.read_metrics() if record.get("event") == "start"]
     assert len(starts) == 2
-    assert starts[0] == 0 < starts[1]
-    latest = run.latest_checkpoint()
-    assert latest is not None
-    assert latest.step == 400
+    assert starts[0] == 0 < starts[1] < STEPS
+    trained = {record["step"]: record["loss"] for record in run.read_metrics() if "loss" in record}
+    assert list(trained.values()) == pytest.approx(losses(fixed), abs=1e-3)
     assert {"store/model/config.json", "store/model/model.safetensors", "store/model/origin.json"} <= {*bucket.keys()}
     assert machines() == {}
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     again = vicuna("up", str(recipe))
     assert "is there already" in again.communicate(timeout=60)[0]
 
@@ -243,12 +248,26 @@ def test_the_template_in_its_place(config: SpotConfig) -> None:
 
 
 def test_the_cluster_file_that_comes_along_in_its_place(config: SpotConfig) -> None:
-    told = {"template": str(ROOT / "cluster.yaml"), "store": "s3://bucket/key"}
+    told = {
+        "template": str(ROOT / "cluster.yaml"),
+        "store": "s3://bucket/key",
+        "instance_type": "g5.xlarge",
+        "max_usd_per_hour": 0.7,
+        "instance_profiles": {"head": "vicuna-head", "gpu": "vicuna-worker"},
+    }
     clusters = RayClusters(config.model_copy(update=told))
     rendered = clusters.render(cluster("us-east-1", "us-east-1a"))
     watcher = next(line for line in rendered["worker_start_ray_commands"] if "spot watch" in line)
     assert "--records s3://bucket/key/notices; sleep 1" in watcher
-    assert rendered["provider"]["placement"]["fall_back_to_on_demand"] is False
+    placement = rendered["provider"]["placement"]
+    assert placement["fall_back_to_on_demand"] is False
+    assert "gpu" not in placement["instance_types"]  # at a price that was not counted
+    head, gpu = (rendered["available_node_types"][name]["node_config"] for name in ("head", "gpu"))
+    assert head["IamInstanceProfile"] == {"Name": "vicuna-head"}
+    assert gpu["IamInstanceProfile"] == {"Name": "vicuna-worker"}
+    assert gpu["InstanceType"] == "g5.xlarge"
+    assert gpu["InstanceMarketOptions"]["SpotOptions"]["MaxPrice"] == "0.7"
+    validate_config(prepare_config(rendered))
 
 
 def test_offers_keep_to_the_price_limit_of_the_template(config: SpotConfig, tmp_path: Path) -> None:
@@ -298,5 +317,7 @@ def test_a_failure_that_is_long_past() -> None:
 def test_templates_that_will_not_do(config: SpotConfig) -> None:
     with pytest.raises(ConfigError, match=r"spot.node_type: 'tpu' is not in .*cluster.yaml; valid: gpu, head"):
         RayClusters(config.model_copy(update={"node_type": "tpu"}))
+    with pytest.raises(ConfigError, match=r"spot.instance_profiles: 'gpus' is not in .*cluster.yaml; valid: gpu, head"):
+        RayClusters(config.model_copy(update={"instance_profiles": {"gpus": "any"}}))
     with pytest.raises(ConfigError, match=r"available_node_types.head.node_config.InstanceMarketOptions: is required"):
         RayClusters(config.model_copy(update={"node_type": "head"}))

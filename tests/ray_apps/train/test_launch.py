@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ray.train import WorkerGroupError
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
 
 from data_prep.errors import RunError
 from ray_apps.run_dir import RunDir
@@ -19,6 +20,7 @@ class Attempts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *doings: Callable[[], object]) -> None:
         self.use_gpu: list[bool] = []
+        self.error: Exception | None = None
         self._doings: Iterator[Callable[[], object]] = iter(doings)
         monkeypatch.setattr(launch, "_trainer", self._trainer)
 
@@ -28,6 +30,8 @@ class Attempts:
 
     def fit(self) -> Any:
         next(self._doings)()
+        if self.error is not None:
+            raise self.error
         raise WorkerGroupError("the workers failed", {0: RuntimeError("Connection reset by peer")})
 
 
@@ -78,6 +82,22 @@ def test_failures_are_counted_and_told(
     assert len(attempts.use_gpu) == 2
     (warning,) = [record for record in run.read_metrics() if record["event"] == "warning"]
     assert warning["message"].startswith("workers are lost and start again (1 of at most 1 failures): ")
+
+
+@pytest.mark.parametrize(("failure", "num_attempts"), [(ActorDiedError(), 2), (ValueError("a mistake of its own"), 1)])
+def test_a_controller_that_stumbles_over_a_lost_worker(
+    make_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster,
+    failure: Exception,
+    num_attempts: int,
+) -> None:
+    config = make_config(max_failures=1)
+    attempts = Attempts(monkeypatch, *[cluster.shows()] * 2)
+    attempts.error = ControllerError(failure)
+    with pytest.raises(RunError, match=r"^training failed: "):
+        launch._fit(config, RunDir(config.run_dir), "a1")
+    assert len(attempts.use_gpu) == num_attempts
 
 
 def test_a_machine_of_which_there_was_notice_counts_for_nothing(

@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from data_prep.errors import ConfigError, DataError
@@ -53,6 +54,17 @@ def test_prices_may_be_those_of_other_machines(traces: list[str]) -> None:
         for by in (1, 10)
     )
     assert [line["usd"][0] for line in tenfold] == pytest.approx([10 * line["usd"][0] for line in once], rel=1e-3)
+
+
+def test_job_and_policy_may_be_those_of_a_recipe(traces: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    zones = {"us-east-1": ["us-east-1a"]}
+    spot = {"zones": zones, "job": {"work_h": 20.0, "cold_start_h": 1.0}, "policy": {"deadline_h": 40}}
+    recipe.write_text(yaml.safe_dump({"spot": spot}))
+    same = ("job.work_h=20", "job.cold_start_h=1", "policy.deadline_h=40")
+    assert run(*traces, "--json", "--recipe", str(recipe)) == run(*traces, "--json", *same)
+    other = run(*traces, "--json", "--recipe", str(recipe), "job.work_h=10")
+    assert other == run(*traces, "--json", "job.work_h=10", *same[1:])
 
 
 def test_the_table_names_everything(traces: list[str]) -> None:
