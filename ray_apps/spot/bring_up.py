@@ -29,6 +29,8 @@ SILENT_S = 600.0
 """A region of which nothing is heard for that long, while others answer, has died."""
 MARGIN_H = 0.05
 """What it takes to end a run and its machines: limits are kept by so much."""
+MOST_BROKEN = 3
+"""So many clusters in a row whose machines were there and did not become one: it is not the places."""
 WAITING_S = 600.0
 """Seconds between two lines that say that it waits."""
 
@@ -104,6 +106,7 @@ class Launcher:
         self._waiting_since: float | None = None
         self._silent_since: float | None = None
         self._known_notices: set[str] = set()
+        self._num_broken = 0
 
     def up(self) -> Cluster:
         """A cluster with all its workers: the one that is up, or a new one where the policy wants it.
@@ -140,7 +143,7 @@ class Launcher:
         self._end_left()
         self._read_notices()
         self._look(is_online=is_online)
-        self._check_deadline()
+        self._check_limits()
         seen = self._remember(left_h, at_risk_h)
         action = decide(self.config.policy, self.state.policy, seen)
         if action.kind == "stop":
@@ -267,12 +270,16 @@ class Launcher:
             at_h = self.state.at_h(self.now())
             self.update(policy=warn(self.state.policy, cluster.zone, at_h, self.config.policy))
 
-    def _check_deadline(self) -> None:
-        limit, at_h = self.config.policy.deadline_h, self.state.at_h(self.now())
-        if limit is not None and at_h >= limit:
+    def _check_limits(self) -> None:
+        """Raise SpotError if one is reached, or would be before everything was ended."""
+        deadline_h, at_h = self.config.policy.deadline_h, self.state.at_h(self.now())
+        if deadline_h is not None and at_h >= deadline_h:
             raise SpotError(
-                f"spot.policy.deadline_h: {at_h:.1f} of {limit:g} h have passed; with a later one the run goes on"
+                f"spot.policy.deadline_h: {at_h:.1f} of {deadline_h:g} h have passed; with a later one the run goes on"
             )
+        limit, soon = self.config.policy.max_cost_usd, self.now() + MARGIN_H * 3600
+        if limit is not None and self.state.usd(soon) > limit:
+            raise SpotError(self._why_stopped("max_cost_usd"))
 
     def _why_stopped(self, reason: str) -> str:
         spent, limit = self.state.usd(self.now()), self.config.policy.max_cost_usd
@@ -293,7 +300,7 @@ class Launcher:
             at_h=self.state.at_h(self.now()),
             work_h=self.config.job.work_h,
             work_left_h=left_h,
-            spent_usd=self.state.usd(self.now()),
+            spent_usd=self.state.usd(self.now()) + MARGIN_H * sum(left.usd_per_hour for left in self.state.left),
             period_h=MARGIN_H,
             restart_h=self.config.job.cold_start_h,
             offers=tuple(self._seen_offers(running)),
@@ -357,10 +364,12 @@ class Launcher:
         except StartError as failed:
             logger.warning("%s: %s", offer, failed)
             self._blame_offer(offer, failed)
-            if failed.blame is Blame.STOP:
+            self._num_broken = self._num_broken + 1 if failed.blame is Blame.ZONE else 0
+            if failed.blame is Blame.STOP or self._num_broken >= MOST_BROKEN:
                 raise SpotError(f"no machines: {offer.zone}: {failed}") from None
             return
         self._reasons.clear()
+        self._num_broken = 0
         self._waiting_since = None
         if self.state.cluster is not None:
             stop()
@@ -395,12 +404,6 @@ class Launcher:
             if failed := self._failed(cluster, since, sight.num_workers):
                 raise failed
             self.sleep(self.config.poll_s)
-
-    def _check_limits(self) -> None:
-        self._check_deadline()
-        limit, soon = self.config.policy.max_cost_usd, self.now() + MARGIN_H * 3600
-        if limit is not None and self.state.usd(soon) > limit:
-            raise SpotError(self._why_stopped("max_cost_usd"))
 
     def _blame(self, cluster: Cluster, failed: StartError) -> None:
         if offer := self._offers.get((cluster.zone, cluster.purchase)):

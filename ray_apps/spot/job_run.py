@@ -49,6 +49,7 @@ class JobRun:
     run: RunDir
     _progress: Progress = field(init=False)
     _told_at: float = field(init=False, default=0.0)
+    _last_step_at: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._progress = Progress(self.launcher.config.job.work_h)
@@ -95,6 +96,8 @@ class JobRun:
     def _tend(self, cluster: Cluster) -> bool:
         """Hand the job over if the cluster has none that runs; whether it is done."""
         state = self.launcher.state
+        if state.job and self._has_done_steps():
+            return False
         status = self.jobs.job_status(cluster, state.job) if state.job else None
         if status == "SUCCEEDED":
             return True
@@ -108,6 +111,11 @@ class JobRun:
         logger.info("%s is handed over to %s", self.launcher.state.job, cluster.name)
         self.jobs.submit(cluster, self.launcher.state.job, self.recipe)
         return False
+
+    def _has_done_steps(self) -> bool:
+        """Whether there are steps since the last look: then the job works, and need not be asked for over SSH."""
+        before, self._last_step_at = self._last_step_at, self._progress.told_at
+        return before is not None and self._last_step_at != before
 
     def _count_failure(self, cluster: Cluster) -> None:
         state = self.launcher.state

@@ -27,7 +27,7 @@ from ray.autoscaler.tags import (
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.config import load_yaml
-from ray_apps.spot.aws_errors import CODES, Blame, blame_code
+from ray_apps.spot.aws_errors import CODES, Blame, blame, blame_code, describe
 from ray_apps.spot.bring_up import Launcher, Sight, SilentError, StartError
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
@@ -139,11 +139,22 @@ class RayClusters:
         try:
             sdk.create_or_update_cluster(self.render(cluster), no_config_cache=True)
         except NodeLaunchException as error:
-            raise _start_error(error.category, str(error)) from error
-        except click.ClickException as error:  # Ray has printed what it is
-            raise StartError(Blame.STOP, error.message or "Ray's launcher gave up; see above") from error
-        except (OSError, subprocess.SubprocessError) as error:
-            raise StartError(Blame.STOP, str(error)) from error
+            raise _start_error(blame_code(error.category), str(error)) from error
+        except (Exception, SystemExit) as error:
+            if (refused := _of_aws(error)) is not None:
+                raise _start_error(blame(refused), describe(refused)) from error
+            text = error.message if isinstance(error, click.ClickException) else str(error)
+            raise StartError(
+                Blame.ZONE if self._has_machines(cluster) else Blame.STOP,  # before there are any, the file is wrong
+                text or "Ray's launcher gave up; see above",
+            ) from error
+
+    def _has_machines(self, cluster: Cluster) -> bool:
+        try:
+            with _silence():
+                return bool(self._provider(cluster).non_terminated_nodes({}))
+        except SilentError:
+            return True
 
     def look(self, cluster: Cluster) -> Sight:
         """Its machines on which Ray runs."""
@@ -245,7 +256,7 @@ def last_failure(told: str, node_type: str) -> StartError | None:
     failure = re.compile(rf"\b{re.escape(node_type)}: .*\b({'|'.join(CODES)})\b")
     for line in reversed(lines):
         if (found := failure.search(line)) and (_seconds(now) - _seconds(line)) % 86400 <= FAILED_S:
-            return _start_error(found[1], line)
+            return _start_error(blame_code(found[1]), line)
     return None
 
 
@@ -278,8 +289,16 @@ def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing was said")
 
 
-def _start_error(code: str, text: str) -> StartError:
-    blamed = blame_code(code)
+def _of_aws(error: BaseException | None) -> BaseException | None:
+    """The answer of AWS that an error came of, if it did."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    while error is not None and not isinstance(error, BotoCoreError | ClientError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _start_error(blamed: Blame, text: str) -> StartError:
     return StartError(Blame.POOL if blamed is Blame.RETRY else blamed, text)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError, SpotError
@@ -164,6 +164,13 @@ def test_an_error_that_is_the_same_everywhere_stops(tmp_path: Path) -> None:
     with pytest.raises(SpotError, match="no machines: east-b: stop"):
         launcher(tmp_path, fakes, clock).up()
     assert (fakes.started, fakes.machines) == (["east-b"], {})
+
+
+def test_clusters_that_break_wherever_they_are_stop(tmp_path: Path) -> None:
+    fakes, clock = Fakes({zone: [Blame.ZONE] * 9 for zone in PRICES}), Clock()
+    with pytest.raises(SpotError, match="no machines: west-a: zone"):
+        launcher(tmp_path, fakes, clock).up()
+    assert (fakes.started, fakes.machines) == (["east-b", "east-a", "west-a"], {})
 
 
 def test_quotas_of_nothing_everywhere_are_told_at_once(tmp_path: Path) -> None:
@@ -389,6 +396,51 @@ def test_settings_that_are_wrong() -> None:
         SpotConfig.parse({"zones": {"east": ["west-a"]}}, "spot")
     with pytest.raises(ConfigError, match=r"spot.name: 'My Run' is not valid"):
         SpotConfig.parse({"zones": ZONES, "name": "My Run"}, "spot")
+
+
+@settings(phases=[phase for phase in Phase if phase is not Phase.shrink])  # each example takes long
+@given(data=st.data(), limit=st.floats(5, 60))
+def test_whatever_happens_no_more_is_spent_than_allowed_and_nothing_is_left(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, limit: float
+) -> None:
+    path, clock, fakes = tmp_path_factory.mktemp("state"), Clock(), Fakes(on_demand=30.0)
+    policy = {"max_cost_usd": limit, "deadline_h": data.draw(st.none() | st.floats(3, 9)), "patience_h": 0.5}
+
+    def make() -> Launcher:
+        return launcher(path, fakes, clock, policy=policy, job={"work_h": 2.0}, cooldown_s=600)
+
+    run, left_h = make(), 2.0
+    for _ in range(data.draw(st.integers(1, 60))):
+        event = data.draw(st.sampled_from(["work", "work", "die", "lose", "full", "dear", "stuck", "free", "kill"]))
+        zone = run.state.cluster.zone if run.state.cluster else "east-a"
+        if event == "die":
+            fakes.machines.clear()
+        elif event == "lose":
+            fakes.machines = dict.fromkeys(fakes.machines, Sight(True, 0))
+        elif event == "full":
+            fakes.faults[zone] = data.draw(st.lists(st.sampled_from([Blame.POOL, Blame.REGION]), max_size=2))
+        elif event == "dear":
+            fakes.prices[zone] = data.draw(st.floats(8, 30))
+        elif event in ("stuck", "free"):
+            fakes.stuck = {zone} if event == "stuck" else set()
+        elif event == "kill":
+            run = make()
+        num_started = len(fakes.started)
+        was_taken_away = event == "lose" and run.state.cluster is not None and run.state.cluster.purchase == "spot"
+        try:
+            run.step(left_h)
+        except SpotError:
+            break
+        if was_taken_away and fakes.started[num_started:]:
+            assert fakes.started[num_started] != zone
+        if (cluster := run.state.cluster) and cluster.lost_at is None:
+            left_h = max(0.05, left_h - 1 / 30)
+        clock.sleep(120)
+        assert run.state.usd(clock.time) <= limit
+    fakes.stuck = set()
+    run.down()
+    assert run.state.usd(clock.time) <= limit
+    assert fakes.machines == {}
 
 
 class Killed(BaseException):

@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import pytest
 import yaml
+from botocore.exceptions import EndpointConnectionError
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.run_dir import RunDir
 from ray_apps.spot import launcher as launcher_module
 from ray_apps.spot.aws_errors import Blame
-from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.bring_up import Launcher, StartError
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
 from ray_apps.spot.launcher import RayClusters, last_failure
@@ -27,6 +30,7 @@ from ray_apps.train.config import TrainConfig
 from tests import s3, tiny
 from tests.integration.test_recovery import fixed_run
 from tests.ray_apps.spot import loopback
+from tests.ray_apps.spot.aws import client_error
 from tests.ray_apps.train.test_loop import losses
 from tests.s3 import Bucket
 
@@ -312,6 +316,49 @@ def test_what_a_head_tells_of_its_failures(told: str, code: str, blame: Blame) -
 def test_a_failure_that_is_long_past() -> None:
     old = OLDER.replace("{code}", "InsufficientInstanceCapacity").replace("09:1{minute}:00", "09:07:00")
     assert last_failure(old, "gpu") is None
+
+
+def failing(error: BaseException, cause: BaseException | None = None) -> Callable[..., None]:
+    def start(*arguments: Any, **options: Any) -> None:
+        raise error from cause
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "blame", "text"),
+    [
+        (NodeLaunchException("VcpuLimitExceeded", "no quota", None), None, Blame.REGION, "no quota"),
+        (NodeLaunchException("RequestLimitExceeded", "busy", None), None, Blame.POOL, "busy"),
+        (click.ClickException("gave up"), client_error("UnauthorizedOperation"), Blame.STOP, "UnauthorizedOperation"),
+        (SystemExit(1), client_error("InsufficientInstanceCapacity"), Blame.POOL, "InsufficientInstanceCapacity"),
+        (EndpointConnectionError(endpoint_url="https://ec2"), None, Blame.POOL, "Could not connect"),
+        (click.ClickException("provider.placement.cooldown: unknown"), None, Blame.STOP, "placement.cooldown: unknown"),
+    ],
+)
+def test_what_ray_raises_on_a_start(
+    config: SpotConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    cause: BaseException | None,
+    blame: Blame,
+    text: str,
+) -> None:
+    monkeypatch.setattr(launcher_module.sdk, "create_or_update_cluster", failing(error, cause))
+    with pytest.raises(StartError, match=text) as caught:
+        RayClusters(config).start(cluster("south", "south-a"))
+    assert caught.value.blame is blame
+
+
+def test_a_head_that_cannot_be_set_up_is_no_mistake_in_the_file(
+    config: SpotConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing(click.ClickException("Failed to setup head node."))
+    monkeypatch.setattr(launcher_module.sdk, "create_or_update_cluster", failed)
+    loopback.Loopback({"region": "south", "availability_zone": "south-a"}, "loop_south-a").create_node({}, {}, 1)
+    with pytest.raises(StartError, match="Failed to setup head node") as caught:
+        RayClusters(config).start(cluster("south", "south-a"))
+    assert caught.value.blame is Blame.ZONE
 
 
 def test_templates_that_will_not_do(config: SpotConfig) -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -380,3 +381,16 @@ def test_whatever_aws_answers(
 def test_cooldowns_are_those_of_the_file(cloud: Cloud) -> None:
     assert Provider(cooldown_s=7).cooldowns.preempted_s == 7
     assert Provider().cooldowns.preempted_s == Cooldowns().preempted_s
+
+
+def test_clusters_are_found_by_their_tags_in_every_region(cloud: Cloud) -> None:
+    provider = Provider()
+    provider.create()
+    ours = provider.cluster_name
+    far = boto3.client("ec2", region_name="eu-west-1")
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "ray-cluster-name", "Value": f"{ours}_eu-west-1a"}]}]
+    (machine,) = far.run_instances(ImageId=aws.image(), MinCount=1, MaxCount=1, TagSpecifications=tags)["Instances"]
+    assert provider.find_clusters(ours) == {(ours, REGION), (f"{ours}_eu-west-1a", "eu-west-1")}
+    assert provider.find_clusters(f"{ours}_") == {(f"{ours}_eu-west-1a", "eu-west-1")}
+    far.terminate_instances(InstanceIds=[machine["InstanceId"]])
+    assert provider.find_clusters(f"{ours}_") == set()
