@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from data_prep.chat_template import TEMPLATES
-from ray_apps.recipe import RECIPES, load_recipe
+from ray_apps.recipe import RECIPES, load_recipe, spot_section
 from ray_apps.serve.environment import VARIABLES
 from ray_apps.spot.commands import watch
+from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.launcher import RayClusters
 from tests import s3
 from tests.ray_apps.spot import aws
 
@@ -101,6 +103,23 @@ def test_the_cluster_bootstraps_and_its_machines_start(aws_service: None, cluste
     assert bought == {("head", "on_demand"), ("cpu", "spot"), ("gpu", "spot")}
     provider.terminate_nodes(list(nodes))
     assert provider.non_terminated_nodes({}) == []
+
+
+@pytest.mark.slow
+def test_the_recipe_for_spot_machines_bootstraps_in_another_region(
+    aws_service: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    monkeypatch.chdir(ROOT)
+    config = spot_section(load_recipe("smollm2_spot", ["spot.store=s3://bucket/key"]), "smollm2_spot")
+    place = Cluster("smollm2_us-east-1b", "us-east-1", "us-east-1b", "spot", 0.0, 0.0, 0.0)
+    ready = _bootstrap_config(RayClusters(config).render(place), no_config_cache=True)
+    head, gpu = (ready["available_node_types"][name] for name in ("head", "gpu"))
+    assert gpu["resources"]["GPU"] == 1
+    assert (gpu["min_workers"], gpu["node_config"]["InstanceType"]) == (1, "g5.xlarge")
+    assert [len(node["node_config"]["SubnetIds"]) for node in (head, gpu)] == [1, 1]
+    assert head["node_config"]["IamInstanceProfile"] == {"Name": "vicuna-head"}
 
 
 @pytest.mark.parametrize(

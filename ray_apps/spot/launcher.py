@@ -247,7 +247,8 @@ class RayClusters:
             return str(told.decode(errors="replace"))
 
     def _provider(self, cluster: Cluster) -> Any:
-        return _get_node_provider(self.render(cluster)["provider"], cluster.name)
+        with redirect_stdout(StringIO()):  # it tells of each client that it makes
+            return _get_node_provider(self.render(cluster)["provider"], cluster.name)
 
 
 def last_failure(told: str, node_type: str) -> StartError | None:

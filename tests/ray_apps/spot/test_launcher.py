@@ -196,6 +196,7 @@ def test_a_run_goes_on_in_another_region_whoever_dies(
     first = vicuna("up", str(recipe))
     wait_for(lambda: run.latest_checkpoint() is not None, first)
     first.kill()
+    first.communicate()
     assert sorted(machines().values()) == ["south", "south"]  # a head and its worker
     started = ray_processes()
     second = vicuna("up", str(recipe))
@@ -216,8 +217,6 @@ def test_a_run_goes_on_in_another_region_whoever_dies(
     assert machines() == {}
     _, alive = psutil.wait_procs(started, timeout=10)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    again = vicuna("up", str(recipe))
-    assert "is there already" in again.communicate(timeout=60)[0]
 
 
 @pytest.mark.ray
