@@ -79,10 +79,11 @@ def run_job(recipe: Recipe, name: str) -> None:
     """On the cluster: fetch the dataset, train or resume, put the model into the store."""
     from ray_apps.stages import export_stage, train_stage
 
-    train = train_section(recipe, name)
-    if not (Path(train.dataset) / MANIFEST_NAME).is_file():
+    train, stored = train_section(recipe, name), _folder(recipe, name, "dataset")
+    here = Path(train.dataset) / MANIFEST_NAME
+    if not here.is_file() or here.read_text() != stored.read(MANIFEST_NAME):
         with stage("dataset") as shown:
-            _folder(recipe, name, "dataset").fetch(Path(train.dataset))
+            stored.fetch(here.parent)
             shown.finish(train.dataset)
     train_stage(train)
     model = export_stage(train)

@@ -113,14 +113,18 @@ class Launcher:
 
         Raises:
             SpotError: a limit is reached, an error is the same everywhere, or there are no machines for `give_up_h`.
-                What was started for it is taken down.
+                Then everything is taken down.
         """
-        while True:
-            has_acted = self.step(self.config.job.work_h)
-            if (cluster := self.state.cluster) and cluster.lost_at is None:
-                return cluster
-            if not has_acted:
-                self.sleep(self.config.poll_s)
+        try:
+            while True:
+                has_acted = self.step(self.config.job.work_h)
+                if (cluster := self.state.cluster) and cluster.lost_at is None:
+                    return cluster
+                if not has_acted:
+                    self.sleep(self.config.poll_s)
+        except BaseException:
+            self.down()
+            raise
 
     def step(
         self, left_h: float, at_risk_h: float = 0.0, *, is_online: bool = False, stop: Callable[[], None] = _nothing
@@ -313,7 +317,10 @@ class Launcher:
             return
         self._offers = {(offer.zone, offer.purchase): offer for offer in self.clusters.offers()}
         self._offers_at = self.now()
-        if (cluster := self.state.cluster) and (offer := self._offers.get((cluster.zone, cluster.purchase))):
+        if (cluster := self.state.cluster) is None:
+            return
+        offer = self._offers.get((cluster.zone, cluster.purchase))
+        if offer is not None and offer.usd_per_hour is not None:
             self.update(cluster=cluster.repriced(self._paid(offer), self.now()))
 
     def _seen_offers(self, running: Place | None) -> Iterable[PolicyOffer]:
@@ -348,7 +355,9 @@ class Launcher:
         now = self.now()
         self._waiting_since = now if self._waiting_since is None else self._waiting_since
         reasons = "; ".join(f"{zone}: {reason}" for zone, reason in sorted(self._reasons.items()))
-        blames = {self._cooldowns.blame(offer, now) for offer in self._offers.values() if offer.purchase == "spot"}
+        may_buy = self.config.policy.on_demand and self.config.policy.deadline_h is not None
+        wanted = [offer for offer in self._offers.values() if offer.purchase == "spot" or may_buy]
+        blames = {self._cooldowns.blame(offer, now) for offer in wanted}
         gives_up = self.config.give_up_h is not None and now - self._waiting_since >= self.config.give_up_h * 3600
         if self.state.cluster is None and (gives_up or blames <= {Blame.REGION, Blame.OFFER}):
             raise SpotError(f"no machines: {reasons or 'no zone has a price that the policy takes'}")

@@ -78,7 +78,7 @@ class JobRun:
         is_online = self._read_progress()
         cluster, progress = self.launcher.state.cluster, self._progress
         left_h = max(progress.left_h, MOST_DONE_H)
-        if cluster and (progress.told_at or 0.0) < cluster.started_at:
+        if cluster and not self._has_begun(cluster):
             left_h += self.launcher.config.job.cold_start_h
         if self.launcher.step(left_h, progress.at_risk_h, is_online=is_online, stop=self._stop):
             return False
@@ -128,10 +128,14 @@ class JobRun:
             raise SpotError(f"{state.job} failed, {num_failures} times after step {step}; its last lines:\n{log}")
         logger.warning("%s failed after step %d:\n%s", state.job, step, log)
 
+    def _has_begun(self, cluster: Cluster) -> bool:
+        """Whether there are steps that were done there."""
+        return (self._progress.told_at or 0.0) >= cluster.started_at
+
     def _stop(self) -> None:
         """Have the run save and end, if it runs."""
         cluster, job = self.launcher.state.cluster, self.launcher.state.job
-        if cluster is None or not job or cluster.lost_at is not None:
+        if cluster is None or not job or cluster.lost_at is not None or not self._has_begun(cluster):
             return
         try:
             if self.jobs.job_status(cluster, job) != "RUNNING":
