@@ -165,8 +165,9 @@ def _fair(settings: PolicySettings, seen: Observation, offers: Sequence[Offer]) 
 
 
 def _cheapest(offers: Iterable[Offer], seen: Observation) -> Offer | None:
-    """The one on which all that is left costs least."""
-    return min(offers, key=lambda offer: offer.move_usd + offer.usd_per_hour * seen.work_left_h, default=None)
+    """The one on which all that is left costs least: the move, the cold start, the work."""
+    hours = seen.restart_h + seen.work_left_h
+    return min(offers, key=lambda offer: offer.move_usd + offer.usd_per_hour * hours, default=None)
 
 
 def _on_demand(settings: PolicySettings, seen: Observation) -> Offer | None:
