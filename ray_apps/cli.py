@@ -14,6 +14,7 @@ import click
 from data_prep.errors import VicunaError
 from ray_apps.options import FRESH, OVERRIDES
 from ray_apps.spot.commands import spot
+from ray_apps.weights.commands import weights
 
 # Libraries must not print over the stages, here and in the processes started from here.
 QUIET = {
@@ -229,6 +230,7 @@ def doctor(recipe: str | None, as_json: bool, wait_s: float, overrides: tuple[st
 
 
 vicuna.add_command(spot)
+vicuna.add_command(weights)
 
 
 def main() -> None:

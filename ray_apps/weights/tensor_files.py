@@ -1,0 +1,210 @@
+"""Weights as they lie in files: safetensors or `.bin`, whole or in shards, read one tensor at a time.
+
+`.bin` files are pickles. They are read by PyTorch's restricted loader, which makes tensors and nothing else.
+"""
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from data_prep.errors import ModelError
+from data_prep.storage import MODEL_FILES, local_model
+from ray_apps.model_dir import ORIGIN
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+FILES = (*MODEL_FILES, "*.bin")
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Types by the names that safetensors gives them."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor before it is read. `dtype`: as in torch, without `torch.`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.torch_dtype.itemsize
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """As torch has it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Spec":
+        """Of a tensor that is there."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+class TensorFiles:
+    """The weights of a model directory, by name, in the order of their files.
+
+    `model`: a directory, an `s3://` path or a hub id.
+
+    Raises:
+        ModelError: there are none, a shard that the index names is not there, or a file is not whole.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.directory = local_model(model, FILES)
+        self.files = _weight_files(self.directory)
+        self.specs: dict[str, Spec] = {}
+        self._file_of: dict[str, Path] = {}
+        for file in self.files:
+            for name, spec in _specs(file).items():
+                self.specs[name] = spec
+                self._file_of[name] = file
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all values."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+    def others(self) -> list[Path]:
+        """The files that belong to the model beside its weights: config, tokenizer, chat template."""
+        patterns = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+        found = {
+            path for pattern in patterns for path in self.directory.glob(pattern) if path.name not in (*INDEXES, ORIGIN)
+        }
+        return sorted(path for path in found if path.is_file())
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, in memory of its own or mapped from its file."""
+        with _opened(self._file_of[name]) as opened:
+            return opened.get(name)
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of each tensor, one in memory at a time."""
+        for file in self.files:
+            with _opened(file) as opened:
+                for name, owner in self._file_of.items():
+                    if owner == file:
+                        yield name, opened.get(name)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for name in (WHOLE[0], INDEXES[0], WHOLE[1], INDEXES[1]):
+        path = directory / name
+        if not path.is_file():
+            continue
+        files = [path] if name in WHOLE else _indexed(path)
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise ModelError(f"model {str(directory)!r}: {missing[0]}, which {name} names, is not there")
+        return files
+    raise ModelError(f"model {str(directory)!r}: it has none of {', '.join((*WHOLE, *INDEXES))}")
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return [index.parent / name for name in sorted(set(weight_map.values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weights: {error!r}") from None
+
+
+class _Opened(Protocol):
+    """A file of weights that is open."""
+
+    def specs(self) -> dict[str, Spec]: ...
+
+    def get(self, name: str) -> torch.Tensor: ...
+
+
+class _Safetensors:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def specs(self) -> dict[str, Spec]:
+        slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
+        return {name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+
+    def get(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _Pickled:
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def specs(self) -> dict[str, Spec]:
+        return {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Opened]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                yield _Safetensors(file)
+        else:
+            yield _Pickled(_unpickle(path))
+    except SafetensorError as error:
+        raise ModelError(f"{path}: it is cut off or no safetensors: {error}") from None
+
+
+def _unpickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded = _restricted(path)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
+        raise ModelError(f"{path}: it holds more than tensors, and is not loaded. {reason.strip()}".rstrip()) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"{path}: it is cut off or no file of weights: {_reason(error)}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise ModelError(f"{path}: it is no mapping of names to tensors")
+    return loaded
+
+
+def _restricted(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles in a form that nobody writes
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of before 2020 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _specs(path: Path) -> dict[str, Spec]:
+    with _opened(path) as opened:
+        return opened.specs()
