@@ -37,9 +37,8 @@ from ray_apps.spot.provider_config import max_spot_price
 from ray_apps.spot.records import Record, read_records
 
 END_POLL_S = 3.0
-END_TRIES = 100
-QUIET_LOOKS = 2
-"""How often nothing must be found before nothing is left: a head's autoscaler may just have asked for a worker."""
+END_S = 300.0
+"""Within which machines must be gone that are terminated."""
 _FINDS = "only ray_apps.spot.provider.SpotNodeProvider finds machines by their tags"
 AUTOSCALER_LOG = "/tmp/ray/session_latest/logs/monitor.log"  # noqa: S108 - where Ray has it, on the head
 CLOCK = r"\b(\d\d):(\d\d):(\d\d)\b"
@@ -185,18 +184,21 @@ class RayClusters:
             raise SpotError(f"{cluster.name}: {error}") from None
 
     def _end(self, provider: Any, where: str) -> int:
+        """A head that is shutting down may still ask for workers in place of those that it sees go."""
+        had_head = bool(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD}))
+        quiet_s = getattr(provider, "head_dies_s", 0.0) if had_head else 0.0
         ended: set[str] = set()
-        num_quiet = 0
-        for _ in range(END_TRIES):
-            nodes = provider.non_terminated_nodes({})
-            if nodes:
+        started = last_seen = time.monotonic()
+        while True:
+            if nodes := provider.non_terminated_nodes({}):
                 provider.terminate_nodes(nodes)
                 ended |= set(nodes)
-            num_quiet = 0 if nodes else num_quiet + 1
-            if num_quiet >= (QUIET_LOOKS if ended else 1):
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen >= quiet_s:
                 return len(ended)
+            if time.monotonic() - started > END_S:
+                raise SpotError(f"{where}: {len(nodes)} machines are not terminated: {', '.join(sorted(nodes))}")
             time.sleep(END_POLL_S)
-        raise SpotError(f"{where}: {len(nodes)} machines are not terminated: {', '.join(sorted(nodes))}")
 
     def end_all(self, name: str) -> int:
         """Terminate machines whose tag says that they belong to a cluster of this name, in all regions there are."""
@@ -210,9 +212,15 @@ class RayClusters:
                 found = provider.find_clusters(f"{name}_")
         except SilentError as error:
             raise SpotError(f"machines cannot be looked for: {error}") from None
-        return sum(
-            self.end(Cluster(cluster, region, zones[0], "spot", 0.0, 0.0, 0.0)) for cluster, region in sorted(found)
-        )
+        num_ended, problems = 0, []
+        for cluster, region in sorted(found):
+            try:
+                num_ended += self.end(Cluster(cluster, region, zones[0], "spot", 0.0, 0.0, 0.0))
+            except SpotError as error:
+                problems.append(str(error))
+        if problems:
+            raise SpotError("; ".join(problems))
+        return num_ended
 
     def submit(self, cluster: Cluster, job: str, recipe: str) -> None:
         """Hand a job to the cluster: the training that the recipe, YAML, describes. Raises SilentError."""

@@ -34,6 +34,9 @@ TAG_PURCHASE = "vicuna-purchase"
 class SpotNodeProvider(AWSNodeProvider):
     """See the module. Thread-safe, as Ray requires: launches run beside each other."""
 
+    head_dies_s = 60.0
+    """How long a head that is terminated may still ask for workers."""
+
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         AWSNodeProvider.__init__(self, provider_config, cluster_name)
         self.placement = PlacementConfig.of(provider_config)

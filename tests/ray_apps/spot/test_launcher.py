@@ -31,6 +31,7 @@ from tests import s3, tiny
 from tests.integration.test_recovery import fixed_run
 from tests.ray_apps.spot import loopback
 from tests.ray_apps.spot.aws import client_error
+from tests.ray_apps.spot.test_bring_up import Clock
 from tests.ray_apps.train.test_loop import losses
 from tests.s3 import Bucket
 
@@ -367,3 +368,33 @@ def test_templates_that_will_not_do(config: SpotConfig) -> None:
         RayClusters(config.model_copy(update={"instance_profiles": {"gpus": "any"}}))
     with pytest.raises(ConfigError, match=r"available_node_types.head.node_config.InstanceMarketOptions: is required"):
         RayClusters(config.model_copy(update={"node_type": "head"}))
+
+
+class Dying:
+    """A provider whose head asks for one more worker while it shuts down."""
+
+    head_dies_s = 5.0
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.asks_at = clock, clock.time + 4.0
+        self.alive = {"head", "worker-1"}
+
+    def non_terminated_nodes(self, tags: dict[str, str]) -> list[str]:
+        if self.clock.time >= self.asks_at:
+            self.alive.add("worker-2")
+            self.asks_at = float("inf")
+        return sorted(name for name in self.alive if not tags or name == "head")
+
+    def terminate_nodes(self, names: list[str]) -> None:
+        self.alive -= set(names)
+
+
+def test_workers_that_a_dying_head_still_asks_for_are_ended_too(
+    config: SpotConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(launcher_module.time, "monotonic", clock.now)
+    monkeypatch.setattr(launcher_module.time, "sleep", clock.sleep)
+    provider = Dying(clock)
+    assert RayClusters(config)._end(provider, "here") == 3
+    assert provider.alive == set()
