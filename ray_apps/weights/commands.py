@@ -20,14 +20,15 @@ def weights() -> None:
 @click.argument("base")
 @click.argument("target")
 @OUTPUT
-def make_delta(base: str, target: str, output: Path) -> None:
+@click.option("--exact", is_flag=True, help="In the form that gives TARGET bit for bit, and refuses another base.")
+def make_delta(base: str, target: str, output: Path, exact: bool) -> None:
     """Write what has to be added to BASE to get TARGET; tokenizer, config and chat template are those of TARGET.
 
     Example: vicuna weights make-delta llama-7b artifacts/vicuna_7b/model vicuna-7b-delta
     """
     from ray_apps.weights.convert import make_delta
 
-    make_delta(base, target, output)
+    make_delta(base, target, output, exact=exact)
 
 
 @weights.command()
@@ -36,7 +37,7 @@ def make_delta(base: str, target: str, output: Path) -> None:
 @OUTPUT
 @click.option("--low-cpu-mem", is_flag=True, help="It is always so: one tensor of each is in memory.")
 def apply_delta(base: str, delta: str, output: Path, low_cpu_mem: bool) -> None:
-    """Write BASE + DELTA; tokenizer, config and chat template are those of DELTA.
+    """Write BASE + DELTA, a plain one or an exact one; tokenizer, config and chat template are those of DELTA.
 
     Example: vicuna weights apply-delta llama-7b lmsys/vicuna-7b-delta-v1.1 vicuna-7b
     """

@@ -1,12 +1,9 @@
 """What a model directory holds, and what two of them differ in."""
 
-import hashlib
-
-import torch
 from rich.table import Table
 
 from ray_apps.console import console
-from ray_apps.weights.tensor_files import TensorFiles
+from ray_apps.weights.tensor_files import TensorFiles, checksum
 
 
 def inspect(model: str, other: str | None = None) -> bool:
@@ -20,11 +17,6 @@ def inspect(model: str, other: str | None = None) -> bool:
         _list(ours)
         return True
     return _compare(ours, TensorFiles(other))
-
-
-def checksum(tensor: torch.Tensor) -> str:
-    """SHA-256 of its bytes, 64 hex digits."""
-    return hashlib.sha256(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _list(files: TensorFiles) -> None:

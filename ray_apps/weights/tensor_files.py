@@ -3,6 +3,7 @@
 `.bin` files are pickles. They are read by PyTorch's restricted loader, which makes tensors and nothing else.
 """
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +25,7 @@ from ray_apps.model_dir import ORIGIN
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (*MODEL_FILES, "*.bin")
+NOT_OTHERS = (*INDEXES, ORIGIN, "exact.json")
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -93,14 +97,6 @@ class TensorFiles:
         """Of all values."""
         return sum(spec.num_bytes for spec in self.specs.values())
 
-    def others(self) -> list[Path]:
-        """The files that belong to the model beside its weights: config, tokenizer, chat template."""
-        patterns = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
-        found = {
-            path for pattern in patterns for path in self.directory.glob(pattern) if path.name not in (*INDEXES, ORIGIN)
-        }
-        return sorted(path for path in found if path.is_file())
-
     def read(self, name: str) -> torch.Tensor:
         """A tensor, in memory of its own or mapped from its file."""
         with _opened(self._file_of[name]) as opened:
@@ -113,6 +109,23 @@ class TensorFiles:
                 for name, owner in self._file_of.items():
                     if owner == file:
                         yield name, opened.get(name)
+
+
+def other_files(directory: Path) -> list[Path]:
+    """The files that belong to a model beside its weights: config, tokenizer, chat template."""
+    patterns = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.name not in NOT_OTHERS}
+    return sorted(path for path in found if path.is_file())
+
+
+def as_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Its values as they lie in memory, one after the other; `[num_bytes]`."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    """SHA-256 of its bytes, 64 hex digits."""
+    return hashlib.sha256(as_bytes(tensor).data).hexdigest()
 
 
 def _weight_files(directory: Path) -> list[Path]:

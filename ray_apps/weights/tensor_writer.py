@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ray_apps.weights.tensor_files import DTYPES, Spec
+from ray_apps.weights.tensor_files import DTYPES, Spec, as_bytes
 
 SHARD_BYTES = 2 * 2**30
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -44,9 +44,9 @@ def write_model(
                 given, tensor = next(left)
                 if given != name or Spec.of(tensor) != specs[name]:
                     raise ValueError(f"{given} {Spec.of(tensor)} in place of {name} {specs[name]}")
-                flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-                file.write(flat.numpy().data)
-                on_bytes(flat.numel())
+                flat = as_bytes(tensor)
+                file.write(flat.data)
+                on_bytes(len(flat))
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(spec.num_bytes for spec in specs.values())}, "weight_map": weight_map}

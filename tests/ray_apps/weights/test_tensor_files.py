@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data_prep.errors import ModelError
-from ray_apps.weights.tensor_files import DTYPES, Spec, TensorFiles
+from ray_apps.weights.tensor_files import DTYPES, Spec, TensorFiles, other_files
 from ray_apps.weights.tensor_writer import write_model
 from tests.ray_apps.weights import models
 
@@ -38,7 +38,11 @@ def test_every_form_gives_the_same_tensors(tmp_path: Path, form: str) -> None:
     for name, tensor in weights.items():
         assert torch.equal(streamed[name], tensor)
         assert torch.equal(files.read(name), tensor)
-    assert [path.name for path in files.others()] == ["config.json", "tokenizer.model", "tokenizer_config.json"]
+    assert [path.name for path in other_files(files.directory)] == [
+        "config.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
 
 
 def test_files_of_before_2020(tmp_path: Path) -> None:
