@@ -17,6 +17,20 @@ def weights() -> None:
 
 
 @weights.command()
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@OUTPUT
+def convert_llama(source: Path, output: Path) -> None:
+    """Write Meta's original files of a Llama, SOURCE, as a model directory.
+
+    SOURCE holds params.json and consolidated.NN.pth; tokenizer.model is in it or in the directory above. Example:
+    vicuna weights convert-llama LLaMA/7B llama-7b
+    """
+    from ray_apps.weights.convert import convert_llama
+
+    convert_llama(source, output)
+
+
+@weights.command()
 @click.argument("base")
 @click.argument("target")
 @OUTPUT

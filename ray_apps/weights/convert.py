@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.errors import ModelError
 from data_prep.storage import check_replaceable, local_model, written_aside
 from ray_apps.console import stage
 from ray_apps.model_dir import ORIGIN
@@ -15,6 +16,7 @@ from ray_apps.weights.tensor_files import FILES, TensorFiles, other_files
 from ray_apps.weights.tensor_writer import write_model
 
 GB = 1e9
+TOKENIZER = "tokenizer.model"
 
 
 def make_delta(base: str, target: str, output: Path, *, exact: bool = False) -> None:
@@ -54,9 +56,32 @@ def to_safetensors(model: str, output: Path) -> None:
         write_model(directory, files.specs, files.stream(), on_bytes=on_bytes)
 
 
+def convert_llama(source: Path, output: Path) -> None:
+    """Write Meta's original files of a Llama as a model directory.
+
+    Raises:
+        ModelError: a file is missing or not whole.
+        ConfigError: as `make_delta`.
+    """
+    from ray_apps.weights.meta import MetaLlama
+    from ray_apps.weights.meta_tokenizer import convert_tokenizer
+
+    llama = MetaLlama(source)
+    tokenizer = next((path for path in (source / TOKENIZER, source.parent / TOKENIZER) if path.is_file()), None)
+    if tokenizer is None:
+        raise ModelError(f"{source}: there is no {TOKENIZER}, neither in it nor beside it")
+    config, total = llama.config(), sum(spec.num_bytes for spec in llama.specs.values())
+    with _written("convert-llama", output, None, total, source=str(source)) as (directory, on_bytes):
+        write_model(directory, llama.specs, llama.stream(), on_bytes=on_bytes)
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        convert_tokenizer(tokenizer, directory, config["max_position_embeddings"])
+
+
 @contextmanager
 def _written(
-    command: str, output: Path, side: Path, total: int, **sources: str
+    command: str, output: Path, side: Path | None, total: int, **sources: str
 ) -> Iterator[tuple[Path, Callable[[int], None]]]:
     """Where to write weights to, and whom to tell of bytes; the other files are those of the directory `side`."""
     check_replaceable(output, ORIGIN, "output")
@@ -70,7 +95,7 @@ def _written(
 
         on_bytes(0)
         yield directory, on_bytes
-        for path in other_files(side):
+        for path in [] if side is None else other_files(side):
             shutil.copy(path, directory / path.name)
         (directory / ORIGIN).write_text(json.dumps({"command": command, **sources}, indent=2) + "\n")
         shown.finish(f"{output}: {done / GB:.2f} GB")

@@ -187,12 +187,17 @@ def _opened(path: Path) -> Iterator[_Opened]:
             with safe_open(path, framework="pt") as file:
                 yield _Safetensors(file)
         else:
-            yield _Pickled(_unpickle(path))
+            yield _Pickled(load_tensors(path))
     except SafetensorError as error:
         raise ModelError(f"{path}: it is cut off or no safetensors: {error}") from None
 
 
-def _unpickle(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickle, mapped from the file where its form allows it.
+
+    Raises:
+        ModelError: it is cut off, or holds anything but tensors by name; no code of it is run.
+    """
     try:
         loaded = _restricted(path)
     except pickle.UnpicklingError as error:
