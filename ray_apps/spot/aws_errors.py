@@ -27,6 +27,8 @@ CODES = {
     "InsufficientCapacity": Blame.POOL,
     "UnfulfillableCapacity": Blame.POOL,
     "SpotMaxPriceTooLow": Blame.POOL,
+    "NoOffer": Blame.POOL,
+    "GangTimeout": Blame.POOL,
     "SpotInstanceTermination": Blame.POOL,
     "SpotInstanceShutdown": Blame.POOL,
     "Unsupported": Blame.OFFER,

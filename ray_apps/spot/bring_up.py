@@ -27,10 +27,14 @@ PRICES_S = 300.0
 """So long prices are taken for those of now."""
 SILENT_S = 600.0
 """A region of which nothing is heard for that long, while others answer, has died."""
-MARGIN_H = 0.05
+STOP_S = 300.0
+"""How long a run may take to save and end."""
+MARGIN_H = (STOP_S + 120.0) / 3600
 """What it takes to end a run and its machines: limits are kept by so much."""
-MOST_BROKEN = 3
-"""So many clusters in a row whose machines were there and did not become one: it is not the places."""
+END_AGAIN_S = 60.0
+"""Seconds between two tries to end what could not be ended."""
+MOST_BROKEN = 5
+"""So many clusters in a row that were paid for and did no work: it is not the places."""
 WAITING_S = 600.0
 """Seconds between two lines that say that it waits."""
 
@@ -38,11 +42,12 @@ Place = tuple[str, Purchase]
 
 
 class StartError(Exception):
-    """A cluster did not come up. `blame`: what is let alone."""
+    """A cluster did not come up. `blame`: what is let alone. `was_paid`: there were machines for a while."""
 
-    def __init__(self, blamed: Blame, text: str) -> None:
+    def __init__(self, blamed: Blame, text: str, *, was_paid: bool = False) -> None:
         super().__init__(text)
         self.blame = blamed
+        self.was_paid = was_paid
 
 
 class SilentError(Exception):
@@ -95,7 +100,7 @@ class Launcher:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        self._path = Path(self.config.state)
+        self._path = Path(self.config.state_path)
         self.state = read_state(self._path)
         waits = {**COOLDOWN_S, Blame.POOL: self.config.cooldown_s, Blame.ZONE: self.config.cooldown_s}
         self._cooldowns = Cooldowns(waits)
@@ -107,6 +112,26 @@ class Launcher:
         self._silent_since: float | None = None
         self._known_notices: set[str] = set()
         self._num_broken = 0
+        self._ended_at = -math.inf
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether the state names any, in whatever condition."""
+        return bool(self.state.cluster or self.state.starting or self.state.left)
+
+    def begin(self) -> None:
+        """Be the launcher of the run in `store`, going on with what the state says of it.
+
+        Raises:
+            SpotError: the state is of a run in another store that has machines.
+        """
+        if self.state.store != self.config.store:
+            if self.has_clusters:
+                raise SpotError(
+                    f"{self._path}: is of the run in {self.state.store}, which has machines; choose another spot.name, "
+                    "or end them with `vicuna spot down`"
+                )
+            self._save(LaunchState(store=self.config.store))
 
     def up(self) -> Cluster:
         """A cluster with all its workers: the one that is up, or a new one where the policy wants it.
@@ -144,10 +169,11 @@ class Launcher:
             SpotError: a limit is reached, an error is the same everywhere, or there are no machines for `give_up_h`.
         """
         self._ask_prices()
-        self._end_left()
+        if self.now() - self._ended_at >= END_AGAIN_S:
+            self._end_left()
         self._read_notices()
         self._look(is_online=is_online)
-        self._check_limits()
+        self._check_limits(left_h)
         seen = self._remember(left_h, at_risk_h)
         action = decide(self.config.policy, self.state.policy, seen)
         if action.kind == "stop":
@@ -158,6 +184,8 @@ class Launcher:
         place = (action.offer.zone, action.offer.purchase)
         if (cluster := self.state.cluster) and (cluster.zone, cluster.purchase) == place:
             self._waiting_since = None
+            return False
+        if not self._can_pay(self._offers[place]):
             return False
         self._move(self._offers[place], stop)
         self._remember(left_h, at_risk_h)
@@ -189,6 +217,10 @@ class Launcher:
             workers = f"does not answer ({error})"
         kind = "up" if self.state.cluster else "starting, or its launcher was killed"
         return f"{cluster.name} in {cluster.zone}: {kind}, {workers}, ${cluster.usd_per_hour:.2f}/h; {spent}"
+
+    def has_worked(self) -> None:
+        """Take note that the cluster is of use."""
+        self._num_broken = 0
 
     def forget(self) -> str:
         """Begin anew, once all is done and down; what it took, in words."""
@@ -245,7 +277,7 @@ class Launcher:
         if self.now() - since < self.config.start_timeout_s:
             return None
         text = f"{num_workers} of {self.config.num_workers} workers within {self.config.start_timeout_s:.0f} s"
-        return StartError(Blame.POOL, text)
+        return StartError(Blame.POOL, text, was_paid=True)
 
     def _region_died(self, reason: str) -> None:
         assert self.state.cluster is not None
@@ -261,7 +293,7 @@ class Launcher:
             return
         try:
             records = list(self.notices())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # pyarrow raises either
             logger.warning("notices cannot be read: %s", error)
             return
         for record in records:
@@ -274,16 +306,27 @@ class Launcher:
             at_h = self.state.at_h(self.now())
             self.update(policy=warn(self.state.policy, cluster.zone, at_h, self.config.policy))
 
-    def _check_limits(self) -> None:
+    def _check_limits(self, left_h: float) -> None:
         """Raise SpotError if one is reached, or would be before everything was ended."""
         deadline_h, at_h = self.config.policy.deadline_h, self.state.at_h(self.now())
-        if deadline_h is not None and at_h >= deadline_h:
+        ends_in_time = deadline_h is not None and at_h + left_h <= deadline_h
+        if deadline_h is not None and at_h + (0.0 if ends_in_time else MARGIN_H) >= deadline_h:
             raise SpotError(
                 f"spot.policy.deadline_h: {at_h:.1f} of {deadline_h:g} h have passed; with a later one the run goes on"
             )
         limit, soon = self.config.policy.max_cost_usd, self.now() + MARGIN_H * 3600
         if limit is not None and self.state.usd(soon) > limit:
             raise SpotError(self._why_stopped("max_cost_usd"))
+
+    def _can_pay(self, offer: Offer) -> bool:
+        """Whether there is enough for a start there, beside what runs meanwhile; raises SpotError if nothing does."""
+        limit, start_h = self.config.policy.max_cost_usd, self.config.job.cold_start_h + MARGIN_H
+        ready = self.now() + start_h * 3600
+        if limit is None or self.state.usd(ready) + start_h * self._paid(offer) + self._move_usd(offer) <= limit:
+            return True
+        if self.state.cluster is None:
+            raise SpotError(self._why_stopped("max_cost_usd"))
+        return False
 
     def _why_stopped(self, reason: str) -> str:
         spent, limit = self.state.usd(self.now()), self.config.policy.max_cost_usd
@@ -315,13 +358,16 @@ class Launcher:
     def _ask_prices(self) -> None:
         if self.now() - self._offers_at < PRICES_S:
             return
-        self._offers = {(offer.zone, offer.purchase): offer for offer in self.clusters.offers()}
+        before, self._offers = self._offers, {(o.zone, o.purchase): o for o in self.clusters.offers()}
         self._offers_at = self.now()
         if (cluster := self.state.cluster) is None:
             return
-        offer = self._offers.get((cluster.zone, cluster.purchase))
+        place = (cluster.zone, cluster.purchase)
+        offer = self._offers.get(place)
         if offer is not None and offer.usd_per_hour is not None:
             self.update(cluster=cluster.repriced(self._paid(offer), self.now()))
+        elif place in before:  # what runs is not left for want of its price
+            self._offers[place] = before[place]
 
     def _seen_offers(self, running: Place | None) -> Iterable[PolicyOffer]:
         """As the policy sees them. Where a quota, the type or the whole place is to blame, there is no offer at all."""
@@ -332,7 +378,8 @@ class Launcher:
             blamed = None if place == running else self._cooldowns.blame(offer, self.now())
             if blamed in (Blame.OFFER, Blame.ZONE, Blame.REGION):
                 continue
-            if offer.usd_per_hour is None and self.config.policy.max_cost_usd is not None:
+            is_vague = offer.usd_per_hour is None and self.config.policy.max_cost_usd is not None
+            if is_vague and place != running:
                 self._reasons[offer.zone] = "its price is not known, and so max_cost_usd could not be kept"
                 continue
             yield PolicyOffer(*place, self._usd_per_hour(offer), self._move_usd(offer), blamed is None)
@@ -373,12 +420,15 @@ class Launcher:
         except StartError as failed:
             logger.warning("%s: %s", offer, failed)
             self._blame_offer(offer, failed)
-            self._num_broken = self._num_broken + 1 if failed.blame is Blame.ZONE else 0
-            if failed.blame is Blame.STOP or self._num_broken >= MOST_BROKEN:
+            self._num_broken += failed.was_paid
+            if self.state.cluster is None and (failed.blame is Blame.STOP or self._num_broken >= MOST_BROKEN):
                 raise SpotError(f"no machines: {offer.zone}: {failed}") from None
             return
         self._reasons.clear()
-        self._num_broken = 0
+        self._num_broken += 1
+        if self._num_broken > MOST_BROKEN:
+            self._give_up_starting()
+            raise SpotError(f"{MOST_BROKEN} clusters in a row did no work, the last in {offer.zone}")
         self._waiting_since = None
         if self.state.cluster is not None:
             stop()
@@ -409,7 +459,7 @@ class Launcher:
                 sight = Sight(has_head=True, num_workers=0)
             if sight.num_workers >= self.config.num_workers:
                 return
-            self._check_limits()
+            self._check_limits(self.config.job.work_h)
             if failed := self._failed(cluster, since, sight.num_workers):
                 raise failed
             self.sleep(self.config.poll_s)
@@ -419,8 +469,9 @@ class Launcher:
             self._blame_offer(offer, failed)
 
     def _blame_offer(self, offer: Offer, failed: StartError) -> None:
+        """What is wrong everywhere is wrong in the region, where a run goes on elsewhere meanwhile."""
         self._reasons[offer.zone] = str(failed)
-        self._cooldowns.fail(offer, failed.blame, self.now())
+        self._cooldowns.fail(offer, Blame.REGION if failed.blame is Blame.STOP else failed.blame, self.now())
         self._save(self.state)
 
     def _leave(self) -> None:
@@ -440,7 +491,7 @@ class Launcher:
 
     def _end_left(self) -> tuple[int, list[str]]:
         """Of the clusters that are to be ended: how many machines were, and what went wrong."""
-        num_ended, problems = 0, []
+        num_ended, problems, self._ended_at = 0, [], self.now()
         for cluster in self.state.left:
             try:
                 num_ended += self.clusters.end(cluster)

@@ -114,23 +114,26 @@ def up(recipe: str, cluster_only: bool, overrides: tuple[str, ...]) -> None:
 
     if config.run_dir is None and not cluster_only:
         raise ConfigError("spot.store: is required to train; expected s3://bucket/key; else give --cluster-only")
-    with held(Path(config.state)), _interrupted_by_sigterm():
+    with held(Path(config.state_path)), _interrupted_when_told_to_end():
         if config.run_dir is None or cluster_only:
             cluster = _launcher(config).up()
             click.echo(f"{cluster.name} is up in {cluster.zone}, ${cluster.usd_per_hour:.2f}/h")
             return
-        from ray_apps.spot_job import job_recipe, model_in_store, put_dataset
-
-        job = job_recipe(loaded, recipe)
-        if model := model_in_store(loaded, recipe):
-            click.echo(f"{model} is there already; with another spot.store another model is trained")
-            return
-        put_dataset(loaded, recipe)
         from ray_apps.run_dir import RunDir
         from ray_apps.spot.job_run import JobRun
         from ray_apps.spot.launcher import make_launcher
+        from ray_apps.spot_job import job_recipe, model_in_store, put_dataset
 
+        job = job_recipe(loaded, recipe)
         launcher, clusters = make_launcher(config)
+        launcher.begin()
+        if model := model_in_store(loaded, recipe):
+            if launcher.has_clusters:  # an earlier launcher was killed before it took them down
+                launcher.down()
+                launcher.forget()
+            click.echo(f"{model} is there already; with another spot.store another model is trained")
+            return
+        put_dataset(loaded, recipe)
         took = JobRun(launcher, clusters, job, RunDir(config.run_dir)).finish()
         click.echo(f"{model_in_store(loaded, recipe)}: {took}")
 
@@ -148,7 +151,7 @@ def down(recipe: str, overrides: tuple[str, ...]) -> None:
     config = spot_section(load_recipe(recipe, overrides), recipe)
     from ray_apps.spot.launch_state import held
 
-    with held(Path(config.state), end_other=True):
+    with held(Path(config.state_path), end_other=True):
         click.echo(f"{_launcher(config).down()} machines were terminated, none is left")
 
 
@@ -185,10 +188,12 @@ def _launcher(config: "SpotConfig") -> "Launcher":
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interrupted_when_told_to_end() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, are as Ctrl-C."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

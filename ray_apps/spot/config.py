@@ -57,8 +57,8 @@ class SpotConfig(Settings):
     """Seconds between two looks at the cluster."""
     give_up_h: float | None = Field(None, ge=0)
     """Hours without machines after which it gives up. None: it waits."""
-    state: DiskPath = "artifacts/spot.json"
-    """What the launcher knows. With it, it goes on after it was killed."""
+    state: DiskPath | None = None
+    """What the launcher knows; `artifacts/spot-NAME.json` if not given. With it, it goes on after it was killed."""
 
     @field_validator("store")
     @classmethod
@@ -82,6 +82,11 @@ class SpotConfig(Settings):
                 f"policy.deadline_h: {deadline_h:g} is not valid; job.work_h and job.cold_start_h take {least_h:g} h"
             )
         return self
+
+    @property
+    def state_path(self) -> str:
+        """Where the state is."""
+        return self.state or f"artifacts/spot-{self.name}.json"
 
     @property
     def least_workers(self) -> int:

@@ -12,14 +12,12 @@ from typing import Protocol
 
 from data_prep.errors import SpotError
 from ray_apps.run_dir import RunDir
-from ray_apps.spot.bring_up import Launcher, SilentError
+from ray_apps.spot.bring_up import STOP_S, Launcher, SilentError
 from ray_apps.spot.launch_state import Cluster
 from ray_apps.spot.progress import Progress, read_progress
 
 logger = logging.getLogger(__name__)
 
-STOP_S = 300.0
-"""How long a run may take to save and end."""
 TOLD_S = 60.0
 """Seconds between two lines that say how far it is."""
 MOST_DONE_H = 0.01
@@ -49,6 +47,7 @@ class JobRun:
     run: RunDir
     _progress: Progress = field(init=False)
     _told_at: float = field(init=False, default=0.0)
+    _told_before: float | None = field(init=False, default=None)
     _last_step_at: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -66,9 +65,11 @@ class JobRun:
                 pass
         except BaseException as error:
             logger.warning("ending: %s", str(error) or type(error).__name__)
-            with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for no checkpoint
-                self._stop()
-            self.launcher.down()
+            try:
+                with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for no checkpoint
+                    self._stop()
+            finally:
+                self.launcher.down()
             raise
         self.launcher.down()
         return self.launcher.forget()
@@ -78,7 +79,11 @@ class JobRun:
         is_online = self._read_progress()
         cluster, progress = self.launcher.state.cluster, self._progress
         left_h = max(progress.left_h, MOST_DONE_H)
-        if cluster and not self._has_begun(cluster):
+        if not self.launcher.state.job:
+            self._told_before = progress.told_at
+        if cluster and self._has_begun():
+            self.launcher.has_worked()
+        elif cluster:
             left_h += self.launcher.config.job.cold_start_h
         if self.launcher.step(left_h, progress.at_risk_h, is_online=is_online, stop=self._stop):
             return False
@@ -103,11 +108,10 @@ class JobRun:
             return True
         if status in ("PENDING", "RUNNING") or cluster.lost_at is not None:
             return False
-        if status is not None:
-            self._count_failure(cluster)
+        failures = {} if status is None else self._count_failure(cluster)
         if status is not None or not state.job:
             number = state.num_jobs + 1
-            self.launcher.update(job=f"{self.launcher.config.name}-{number}", num_jobs=number)
+            self.launcher.update(job=f"{self.launcher.config.name}-{number}", num_jobs=number, **failures)
         logger.info("%s is handed over to %s", self.launcher.state.job, cluster.name)
         self.jobs.submit(cluster, self.launcher.state.job, self.recipe)
         return False
@@ -117,25 +121,29 @@ class JobRun:
         before, self._last_step_at = self._last_step_at, self._progress.told_at
         return before is not None and self._last_step_at != before
 
-    def _count_failure(self, cluster: Cluster) -> None:
+    def _count_failure(self, cluster: Cluster) -> dict[str, int]:
+        """What the state is to know of it. Raises SilentError if it cannot be told after which step."""
         state = self.launcher.state
-        latest = self.run.latest_checkpoint()
+        try:
+            latest = self.run.latest_checkpoint()
+        except (OSError, ValueError) as error:
+            raise SilentError(f"{self.run.folder}: {error}") from error
         step = latest.step if latest else 0
         num_failures = state.num_failures + 1 if step == state.failed_step else 1
-        self.launcher.update(num_failures=num_failures, failed_step=step)
         log = self.jobs.job_log(cluster, state.job)
         if num_failures > self.launcher.config.max_failures:
             raise SpotError(f"{state.job} failed, {num_failures} times after step {step}; its last lines:\n{log}")
         logger.warning("%s failed after step %d:\n%s", state.job, step, log)
+        return {"num_failures": num_failures, "failed_step": step}
 
-    def _has_begun(self, cluster: Cluster) -> bool:
-        """Whether there are steps that were done there."""
-        return (self._progress.told_at or 0.0) >= cluster.started_at
+    def _has_begun(self) -> bool:
+        """Whether there are steps that were done there, not before."""
+        return self._progress.told_at not in (None, self._told_before)
 
     def _stop(self) -> None:
         """Have the run save and end, if it runs."""
         cluster, job = self.launcher.state.cluster, self.launcher.state.job
-        if cluster is None or not job or cluster.lost_at is not None or not self._has_begun(cluster):
+        if cluster is None or not job or cluster.lost_at is not None or not self._has_begun():
             return
         try:
             if self.jobs.job_status(cluster, job) != "RUNNING":
@@ -145,14 +153,14 @@ class JobRun:
             until = self.launcher.now() + STOP_S
             while self.jobs.job_status(cluster, job) == "RUNNING" and self.launcher.now() < until:
                 self.launcher.sleep(self.launcher.config.poll_s)
-        except (SilentError, OSError) as error:
+        except (SilentError, OSError, ValueError) as error:
             logger.warning("%s is left without a last checkpoint: %s", job, error)
 
     def _read_progress(self) -> bool:
         """Whether the store answers."""
         try:
             self._progress = read_progress(self.run.read_metrics(), self.launcher.config.job)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # pyarrow raises either
             logger.warning("%s: %s", self.run.folder, error)
             return False
         return True

@@ -47,13 +47,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class LaunchState:
-    """`cluster`: the one that is up. `starting`: one that was asked for. `left`: those to be ended.
+    """`store`: of the run that it is about. `cluster`: the one that is up. `starting`: one that was asked for.
 
-    `first_start`: seconds since 1970. `spent_usd`: by clusters that have ended. `num_starts`: of clusters so far.
-    `job`: the id of the one that was handed to the cluster last, empty if none was. `num_failures`: of jobs in a row,
-    with no newer checkpoint than that of `failed_step`.
+    `left`: those to be ended. `first_start`: seconds since 1970. `spent_usd`: by clusters that have ended.
+    `num_starts`: of clusters so far. `job`: the id of the one that was handed to the cluster last, empty if none was.
+    `num_failures`: of jobs in a row, with no newer checkpoint than that of `failed_step`.
     """
 
+    store: str | None = None
     cluster: Cluster | None = None
     starting: Cluster | None = None
     left: tuple[Cluster, ...] = ()

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 from ray.autoscaler import sdk
+from ray.autoscaler._private import constants
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import (
@@ -92,6 +93,7 @@ class RayClusters:
             options["MaxPrice"] = f"{config.max_usd_per_hour:g}"
         for name, profile in config.instance_profiles.items():
             types[name]["node_config"]["IamInstanceProfile"] = {"Name": profile}
+        self._known_prices: dict[tuple[str, str], float] = {}
         self._rates = read_rates(Path(config.rates)) if config.rates else {}
 
     def offers(self) -> list[Offer]:
@@ -102,9 +104,9 @@ class RayClusters:
         kind, most = self._node.get("InstanceType", ""), max_spot_price(self._node)
         found = []
         for region, zones in self._config.zones.items():
-            prices = self._prices(region, [kind], zones)
+            self._known_prices |= self._prices(region, [kind], zones)
             for zone in zones:
-                usd = prices.get((zone, kind), most)
+                usd = self._known_prices.get((zone, kind), most)
                 if most is None or usd is None or usd <= most:
                     found.append(Offer(region, zone, kind, "spot", usd))
                 if rate := self._rates.get((region, kind)):
@@ -117,6 +119,7 @@ class RayClusters:
         num = self._config.num_workers
         rendered["cluster_name"] = cluster.name
         rendered["provider"] |= {"region": cluster.region, "availability_zone": cluster.zone}
+        rendered["provider"]["cache_stopped_nodes"] = False  # a stopped machine is not gone, and its disk is paid for
         if placement := rendered["provider"].get("placement"):  # what is bought, and at what price, is decided here
             placement["fall_back_to_on_demand"] = False
             placement.get("instance_types", {}).pop(self._config.node_type, None)
@@ -143,10 +146,11 @@ class RayClusters:
             if (refused := _of_aws(error)) is not None:
                 raise _start_error(blame(refused), describe(refused)) from error
             text = error.message if isinstance(error, click.ClickException) else str(error)
-            raise StartError(
-                Blame.ZONE if self._has_machines(cluster) else Blame.STOP,  # before there are any, the file is wrong
-                text or "Ray's launcher gave up; see above",
-            ) from error
+            text = text or "Ray's launcher gave up; see above"
+            if "No usable subnets" in text:
+                raise StartError(Blame.OFFER, text) from error
+            was_paid = self._has_machines(cluster)  # before there are any, the file is wrong
+            raise StartError(Blame.ZONE if was_paid else Blame.STOP, text, was_paid=was_paid) from error
 
     def _has_machines(self, cluster: Cluster) -> bool:
         try:
@@ -170,7 +174,7 @@ class RayClusters:
         Ray's older autoscaler tells the reason in `ray status`, its newer one only in its log.
         """
         try:
-            told = self._on_head(cluster, f"date +%T; ray status 2>&1; tail -n 200 {AUTOSCALER_LOG}")
+            told = self._on_head(cluster, f"date +%T; timeout 60 ray status 2>&1; tail -n 200 {AUTOSCALER_LOG}")
         except SilentError:
             return None
         return last_failure(told, self._config.node_type)
@@ -209,7 +213,7 @@ class RayClusters:
                 provider = self._provider(sample)
                 if not hasattr(provider, "find_clusters"):
                     raise ConfigError(f"{self._config.template}: provider.module: {_FINDS}")
-                found = provider.find_clusters(f"{name}_")
+                found = provider.find_clusters(f"{name}_", set(self._config.zones))
         except SilentError as error:
             raise SpotError(f"machines cannot be looked for: {error}") from None
         num_ended, problems = 0, []
@@ -230,12 +234,13 @@ class RayClusters:
             cluster,
             f"cd {PROJECT} && mkdir -p artifacts/spot && echo {text} | base64 -d > {file} && "
             # Ray gives a job the environment of its daemons, which were not started from a shell of a person's.
-            f'ray job submit --no-wait --submission-id {job} -- env "PATH=$PATH" sh -c {shlex.quote(train)}',
+            f"timeout 120 ray job submit --no-wait --submission-id {job} "
+            f'-- env "PATH=$PATH" sh -c {shlex.quote(train)}',
         )
 
     def job_status(self, cluster: Cluster, job: str) -> str | None:
         """Ray's word for where the job is; None if the cluster does not know it. Raises SilentError."""
-        told = self._on_head(cluster, f"ray job status {job} 2>&1 || true")
+        told = self._on_head(cluster, f"timeout 60 ray job status {job} 2>&1 || true")
         if found := re.search(rf"[Jj]ob '{job}'(?::| was)? (\w+)", told):
             return found[1].upper()
         if "does not exist" in told:
@@ -244,7 +249,7 @@ class RayClusters:
 
     def job_log(self, cluster: Cluster, job: str) -> str:
         """The last lines that the job printed. Raises SilentError."""
-        return self._on_head(cluster, f"ray job logs {job} 2>&1 | tail -n 20")
+        return self._on_head(cluster, f"timeout 60 ray job logs {job} 2>&1 | tail -n 20")
 
     def _on_head(self, cluster: Cluster, command: str) -> str:
         """What a command prints there, in a shell as a person has it."""
@@ -261,11 +266,12 @@ class RayClusters:
 
 def last_failure(told: str, node_type: str) -> StartError | None:
     """The newest failure to have machines of a type, of lines that say when and why; the first says what time it is."""
-    now, *lines = [line.strip() for line in told.splitlines() if re.search(CLOCK, line)]
-    failure = re.compile(rf"\b{re.escape(node_type)}: .*\b({'|'.join(CODES)})\b")
+    now, *lines = [line.strip() for line in told.splitlines() if re.search(CLOCK, line)] or [""]
+    told_code = rf"Node Launch Exception \((\w+)\)|\b({'|'.join(CODES)})\b"
+    failure = re.compile(rf"\b{re.escape(node_type)}: .*?(?:{told_code})")
     for line in reversed(lines):
         if (found := failure.search(line)) and (_seconds(now) - _seconds(line)) % 86400 <= FAILED_S:
-            return _start_error(blame_code(found[1]), line)
+            return _start_error(blame_code(found[1] or found[2]), line)
     return None
 
 
@@ -311,6 +317,14 @@ def _start_error(blamed: Blame, text: str) -> StartError:
     return StartError(Blame.POOL if blamed is Blame.RETRY else blamed, text)
 
 
+def _ask_briefly() -> None:
+    """Have this process wait seconds, not minutes, for a region that does not answer: the others are waiting."""
+    import botocore.config
+
+    botocore.config.Config.OPTION_DEFAULTS |= {"connect_timeout": 10, "read_timeout": 30}
+    constants.BOTO_MAX_RETRIES = 2
+
+
 def make_launcher(config: SpotConfig) -> tuple[Launcher, RayClusters]:
     """The launcher of a recipe, and what gives jobs to its clusters.
 
@@ -319,6 +333,7 @@ def make_launcher(config: SpotConfig) -> tuple[Launcher, RayClusters]:
         SpotError: the state is.
     """
     egress = read_egress(Path(config.egress)) if config.egress else {}
+    _ask_briefly()
 
     def notices() -> list[Record]:
         return read_records(config.notices) if config.notices else []

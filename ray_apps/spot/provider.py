@@ -95,19 +95,27 @@ class SpotNodeProvider(AWSNodeProvider):
         self._forget(node_ids)
         AWSNodeProvider.terminate_nodes(self, node_ids)
 
-    def find_clusters(self, prefix: str) -> set[tuple[str, str]]:
-        """Names, beginning with `prefix`, and regions of clusters that have machines, in all regions of the account."""
+    def find_clusters(self, prefix: str, regions: set[str]) -> set[tuple[str, str]]:
+        """Names, beginning with `prefix`, and regions of clusters that have machines, in all regions of the account.
+
+        A region that refuses to tell is passed over with a warning, unless it is one of `regions`.
+        """
         filters = [
             {"Name": f"tag:{TAG_RAY_CLUSTER_NAME}", "Values": [f"{prefix}*"]},
             {"Name": "instance-state-name", "Values": ["pending", "running"]},
         ]
         found = set()
-        for region in self.ec2.meta.client.describe_regions()["Regions"]:
-            client = boto3.client("ec2", region_name=region["RegionName"])
-            for page in client.get_paginator("describe_instances").paginate(Filters=filters):
-                for instance in (i for reservation in page["Reservations"] for i in reservation["Instances"]):
-                    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
-                    found.add((tags[TAG_RAY_CLUSTER_NAME], region["RegionName"]))
+        for region in (told["RegionName"] for told in self.ec2.meta.client.describe_regions()["Regions"]):
+            client = boto3.client("ec2", region_name=region)
+            try:
+                for page in client.get_paginator("describe_instances").paginate(Filters=filters):
+                    for instance in (i for reservation in page["Reservations"] for i in reservation["Instances"]):
+                        tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+                        found.add((tags[TAG_RAY_CLUSTER_NAME], region))
+            except AWS_ERRORS as error:
+                if region in regions:
+                    raise
+                logger.warning("machines are not looked for in %s: %s", region, describe(error))
         return found
 
     @staticmethod

@@ -85,7 +85,7 @@ class Loopback(NodeProvider):
                 entry = {"region": region, "cluster": self.cluster_name, "tags": dict(tags)}
                 state["machines"][machine] = entry
 
-    def find_clusters(self, prefix: str) -> set[tuple[str, str]]:
+    def find_clusters(self, prefix: str, regions: set[str]) -> set[tuple[str, str]]:
         with cloud() as state:
             entries = [(entry["cluster"], entry["region"]) for entry in state["machines"].values()]
         return {entry for entry in entries if entry[0].startswith(prefix)}

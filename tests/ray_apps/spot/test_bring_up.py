@@ -1,5 +1,6 @@
 """The launcher over clusters that live in a dict: what is asked for where, and what is left, whatever happens."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.spot.aws_errors import Blame
-from ray_apps.spot.bring_up import Launcher, Sight, SilentError, StartError
+from ray_apps.spot.bring_up import STOP_S, Launcher, Sight, SilentError, StartError
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
 from ray_apps.spot.notices import Machine, Notice
@@ -41,6 +42,7 @@ class Fakes:
     machines: dict[str, Sight] = field(default_factory=dict)  # by cluster
     started: list[str] = field(default_factory=list)
     prices: dict[str, float] = field(default_factory=lambda: dict(PRICES))
+    takes: Callable[[float], None] = lambda most_s: None  # what a start or an end does, which may take so long
     on_demand: float | None = None
 
     def offers(self) -> list[Offer]:
@@ -53,9 +55,10 @@ class Fakes:
     def start(self, cluster: Cluster) -> None:
         self.started.append(cluster.name.removeprefix("run_"))
         self.machines[cluster.name] = Sight(True, 0)
+        self.takes(720)
         faults = (cluster.purchase == "spot" and self.faults.get(cluster.zone)) or [None]
         if blamed := faults.pop(0):
-            raise StartError(blamed, blamed.value)
+            raise StartError(blamed, blamed.value, was_paid=blamed is Blame.ZONE)
         if cluster.zone not in self.silent:
             self.machines[cluster.name] = Sight(True, 2)
 
@@ -71,6 +74,7 @@ class Fakes:
     def end(self, cluster: Cluster) -> int:
         if cluster.zone in self.stuck:
             raise SpotError(f"{cluster.name} cannot be ended")
+        self.takes(60)
         return 0 if self.machines.pop(cluster.name, None) is None else 1
 
     def end_all(self, name: str) -> int:
@@ -168,9 +172,67 @@ def test_an_error_that_is_the_same_everywhere_stops(tmp_path: Path) -> None:
 
 def test_clusters_that_break_wherever_they_are_stop(tmp_path: Path) -> None:
     fakes, clock = Fakes({zone: [Blame.ZONE] * 9 for zone in PRICES}), Clock()
-    with pytest.raises(SpotError, match="no machines: west-a: zone"):
+    with pytest.raises(SpotError, match="no machines: east-a: zone"):
         launcher(tmp_path, fakes, clock).up()
-    assert (fakes.started, fakes.machines) == (["east-b", "east-a", "west-a"], {})
+    assert (fakes.started, fakes.machines) == (["east-b", "east-a", "west-a", "east-b", "east-a"], {})
+
+
+def test_clusters_that_are_of_no_use_stop(tmp_path: Path) -> None:
+    """They come up, and die before there is a step."""
+    fakes, clock = Fakes(), Clock()
+    run = launcher(tmp_path, fakes, clock)
+
+    def go_on() -> None:
+        while True:
+            run.step(1.0)
+            fakes.machines.clear()
+            clock.sleep(60)
+
+    with pytest.raises(SpotError, match="5 clusters in a row did no work"):
+        go_on()
+    assert len(fakes.started) == 6
+    assert fakes.machines == {}
+
+
+def test_a_mistake_elsewhere_ends_no_run_that_is_at_work(tmp_path: Path) -> None:
+    fakes, clock = Fakes({zone: [Blame.POOL] * 2 for zone in PRICES}, on_demand=30.0), Clock()
+    run = launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "deadline_h": 2.6}, job={"work_h": 2.0}, cooldown_s=600)
+    while run.state.cluster is None:
+        if not run.step(2.0):
+            clock.sleep(60)
+    fakes.faults = {zone: [Blame.STOP] for zone in PRICES}
+    for _ in range(40):
+        run.step(0.1)
+        clock.sleep(60)
+    assert run.state.cluster is not None
+    assert len(fakes.started) > 4
+
+
+def test_a_state_of_another_run(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    first = launcher(tmp_path, fakes, clock, store="s3://bucket/first")
+    first.begin()
+    first.up()
+    second = launcher(tmp_path, fakes, clock, store="s3://bucket/second")
+    with pytest.raises(SpotError, match=r"spot.json: is of the run in s3://bucket/first, which has machines; "):
+        second.begin()
+    launcher(tmp_path, fakes, clock, store="s3://bucket/first").down()
+    clock.sleep(1e6)
+    second = launcher(tmp_path, fakes, clock, store="s3://bucket/second", policy={**AT_ONCE, "deadline_h": 9})
+    second.begin()
+    assert second.up().zone == "east-b"  # with limits of its own
+    assert SpotConfig.parse({"zones": ZONES, "name": "mine"}, "spot").state_path == "artifacts/spot-mine.json"
+
+
+def test_a_price_that_is_not_told_leaves_the_last(tmp_path: Path) -> None:
+    fakes, clock = Fakes(), Clock()
+    run = launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "max_cost_usd": 900})
+    run.up()
+    fakes.prices = {}
+    for _ in range(20):
+        clock.sleep(60)
+        assert not run.step(1.0)
+    assert run.state.usd(clock.time) == pytest.approx(20 / 3)
 
 
 def test_quotas_of_nothing_everywhere_are_told_at_once(tmp_path: Path) -> None:
@@ -352,7 +414,7 @@ def test_limits(tmp_path: Path) -> None:
     with pytest.raises(SpotError, match=r"max_cost_usd: \$2\d.\d\d of \$30.00 are spent"):
         go_on()
     limited.down()
-    assert 28.0 < limited.state.usd(clock.time) <= 30.0
+    assert 27.0 < limited.state.usd(clock.time) <= 30.0
     with pytest.raises(SpotError, match="max_cost_usd"):
         launcher(tmp_path, fakes, clock, policy={**AT_ONCE, "max_cost_usd": 30.0}).up()
     clock.time += 36000
@@ -404,6 +466,7 @@ def test_whatever_happens_no_more_is_spent_than_allowed_and_nothing_is_left(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, limit: float
 ) -> None:
     path, clock, fakes = tmp_path_factory.mktemp("state"), Clock(), Fakes(on_demand=30.0)
+    fakes.takes = lambda most_s: clock.sleep(data.draw(st.floats(0, most_s)))
     policy = {"max_cost_usd": limit, "deadline_h": data.draw(st.none() | st.floats(3, 9)), "patience_h": 0.5}
 
     def make() -> Launcher:
@@ -428,14 +491,16 @@ def test_whatever_happens_no_more_is_spent_than_allowed_and_nothing_is_left(
         num_started = len(fakes.started)
         was_taken_away = event == "lose" and run.state.cluster is not None and run.state.cluster.purchase == "spot"
         try:
-            run.step(left_h)
+            run.step(left_h, stop=lambda: fakes.takes(STOP_S))
         except SpotError:
+            fakes.takes(STOP_S)
             break
         if was_taken_away and fakes.started[num_started:]:
             assert fakes.started[num_started] != zone
         if (cluster := run.state.cluster) and cluster.lost_at is None:
             left_h = max(0.05, left_h - 1 / 30)
-        clock.sleep(120)
+            run.has_worked()
+        clock.sleep(10)
         assert run.state.usd(clock.time) <= limit
     fakes.stuck = set()
     run.down()

@@ -16,9 +16,10 @@ from data_prep.manifest import MANIFEST_NAME
 from ray_apps.cli import vicuna
 from ray_apps.model_dir import ORIGIN
 from ray_apps.recipe import load_recipe
-from ray_apps.spot.launch_state import held
+from ray_apps.spot.launch_state import Cluster, LaunchState, held, read_state, write_state
 from ray_apps.spot_job import job_recipe, put_dataset
 from tests import s3, tiny
+from tests.ray_apps.spot import loopback
 from tests.s3 import Bucket
 
 ROOT = Path(__file__).parents[3]
@@ -117,6 +118,26 @@ def test_what_is_done_is_not_done_again(write: Callable[..., str], bucket: Bucke
     assert "/store/model is there already" in run("up", write(store=f"{bucket.uri}/store"))
 
 
+def test_what_a_launcher_left_that_was_killed_when_all_was_done(
+    write: Callable[..., str], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(loopback.PLACE, str(tmp_path / "cloud"))
+    template = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    template["provider"] = {"type": "external", "module": "tests.ray_apps.spot.loopback.Loopback"}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(template))
+    store = f"{bucket.uri}/store"
+    recipe = write(store=store, template=str(tmp_path / "cluster.yaml"), name="run")
+    place = ("us-west-2", "us-west-2a", "spot", 1.0, 0.0, 0.0)
+    left = Cluster("run_us-west-2a", *place)  # type: ignore[arg-type]
+    write_state(tmp_path / "spot.json", LaunchState(store=store, cluster=left, first_start=0.0))
+    loopback.Loopback({"region": "us-west-2"}, "run_us-west-2a").create_node({}, {}, 2)
+    bucket.write(f"store/model/{ORIGIN}", "{}")
+    assert "/store/model is there already" in run("up", recipe)
+    with loopback.cloud() as state:
+        assert state["machines"] == {}
+    assert not read_state(tmp_path / "spot.json").cluster
+
+
 def test_status_without_a_cluster(write: Callable[..., str], bucket: Bucket) -> None:
     told = run("status", write(store=f"{bucket.uri}/store")).splitlines()
     assert told == ["no cluster; $0.00 spent, 0 starts", f"{bucket.uri}/store/run: not begun"]
@@ -128,11 +149,11 @@ def test_one_launcher_at_a_time(write: Callable[..., str], tmp_path: Path) -> No
     code = f"""
 import time
 from pathlib import Path
-from ray_apps.spot.commands import _interrupted_by_sigterm
-from ray_apps.spot.launch_state import held
-with held(Path({str(state)!r})), _interrupted_by_sigterm():
-    print("held", flush=True)
+from ray_apps.spot.commands import _interrupted_when_told_to_end
+from ray_apps.spot.launch_state import Cluster, LaunchState, held, read_state, write_state
+with held(Path({str(state)!r})), _interrupted_when_told_to_end():
     try:
+        print("held", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("saved", flush=True)

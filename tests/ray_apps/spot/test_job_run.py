@@ -137,6 +137,58 @@ def test_a_job_that_fails_at_the_same_step_is_given_up(room: Room) -> None:
     assert room.fakes.machines == {}
 
 
+def test_a_failure_of_which_the_log_does_not_come_counts_once(room: Room) -> None:
+    room.jobs.faults = [6]
+    silent = iter([True, True])
+
+    def job_log(cluster: Cluster, job: str) -> str:
+        if next(silent, False):
+            raise SilentError("ssh: connection timed out")
+        return "out of luck"
+
+    room.jobs.job_log = job_log  # type: ignore[method-assign]
+    room.finish()
+    assert len(room.jobs.submitted) == 2
+
+
+def test_a_store_that_is_busy_ends_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.jobs.faults = [6]
+    latest, busy = room.run.latest_checkpoint, iter([OSError("SlowDown"), ValueError("no answer")])
+
+    def latest_checkpoint() -> Any:
+        if error := next(busy, None):
+            raise error
+        return latest()
+
+    monkeypatch.setattr(room.run, "latest_checkpoint", latest_checkpoint)
+    room.finish()
+    assert len(room.jobs.submitted) == 2
+
+
+def test_whatever_goes_wrong_with_the_last_save_all_is_taken_down(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def ask_to_stop(launch: str = "") -> None:
+        raise RuntimeError("nobody thought of that")
+
+    room.jobs.at = {7: interrupt}
+    monkeypatch.setattr(room.run, "ask_to_stop", ask_to_stop)
+    with pytest.raises(RuntimeError):
+        room.finish()
+    assert room.fakes.machines == {}
+
+
+def test_clusters_to_which_no_job_can_be_handed_stop(room: Room) -> None:
+    def submit(cluster: Cluster, job: str, recipe: str) -> None:
+        raise SilentError("the token is wrong")
+
+    room.jobs.submit = submit  # type: ignore[method-assign]
+    with pytest.raises(SpotError, match="5 clusters in a row did no work"):
+        room.finish()
+    assert room.fakes.machines == {}
+
+
 def test_a_job_that_fails_for_want_of_machines_waits_for_them(room: Room) -> None:
     room.settings = {"policy": {"patience_h": 5}}
 
@@ -155,12 +207,12 @@ def test_a_job_that_fails_for_want_of_machines_waits_for_them(room: Room) -> Non
 
 
 def test_a_limit_stops_the_run_with_a_checkpoint(room: Room) -> None:
-    room.settings = {"policy": {**AT_ONCE, "max_cost_usd": 1.5}}
+    room.settings = {"policy": {**AT_ONCE, "max_cost_usd": 15.0}, "poll_s": 120.0}
     with pytest.raises(SpotError, match="max_cost_usd"):
         room.finish()
     assert room.jobs.saved == room.jobs.step < STEPS
     assert room.fakes.machines == {}
-    assert room.launcher().state.usd(room.clock.time) <= 1.5
+    assert room.launcher().state.usd(room.clock.time) <= 15.0
     room.settings = {}
     room.finish()
     starts = [record["step"] for record in room.run.read_metrics() if record.get("event") == "start"]

@@ -310,7 +310,16 @@ def test_what_a_head_tells_of_its_failures(told: str, code: str, blame: Blame) -
     assert failed is not None
     assert failed.blame is blame
     assert "no room" in str(failed)
-    assert last_failure(told, "gpu") is None
+
+
+def test_failures_of_our_own_provider_and_no_clock() -> None:
+    failed = last_failure(NEWER.replace("{code}", "GangTimeout"), "gpu")
+    assert failed is not None
+    assert failed.blame is Blame.POOL
+    unknown = last_failure(NEWER.replace("{code}", "NobodyKnows"), "gpu")
+    assert unknown is not None
+    assert unknown.blame is Blame.STOP
+    assert last_failure("bash: ray: command not found", "gpu") is None
 
 
 def test_a_failure_that_is_long_past() -> None:
@@ -333,6 +342,7 @@ def failing(error: BaseException, cause: BaseException | None = None) -> Callabl
         (click.ClickException("gave up"), client_error("UnauthorizedOperation"), Blame.STOP, "UnauthorizedOperation"),
         (SystemExit(1), client_error("InsufficientInstanceCapacity"), Blame.POOL, "InsufficientInstanceCapacity"),
         (EndpointConnectionError(endpoint_url="https://ec2"), None, Blame.POOL, "Could not connect"),
+        (click.ClickException("No usable subnets matching availability zone"), None, Blame.OFFER, "No usable subnets"),
         (click.ClickException("provider.placement.cooldown: unknown"), None, Blame.STOP, "placement.cooldown: unknown"),
     ],
 )

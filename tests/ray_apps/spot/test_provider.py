@@ -6,6 +6,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -390,7 +391,18 @@ def test_clusters_are_found_by_their_tags_in_every_region(cloud: Cloud) -> None:
     far = boto3.client("ec2", region_name="eu-west-1")
     tags = [{"ResourceType": "instance", "Tags": [{"Key": "ray-cluster-name", "Value": f"{ours}_eu-west-1a"}]}]
     (machine,) = far.run_instances(ImageId=aws.image(), MinCount=1, MaxCount=1, TagSpecifications=tags)["Instances"]
-    assert provider.find_clusters(ours) == {(ours, REGION), (f"{ours}_eu-west-1a", "eu-west-1")}
-    assert provider.find_clusters(f"{ours}_") == {(f"{ours}_eu-west-1a", "eu-west-1")}
+    assert provider.find_clusters(ours, {REGION}) == {(ours, REGION), (f"{ours}_eu-west-1a", "eu-west-1")}
+    assert provider.find_clusters(f"{ours}_", {REGION}) == {(f"{ours}_eu-west-1a", "eu-west-1")}
     far.terminate_instances(InstanceIds=[machine["InstanceId"]])
-    assert provider.find_clusters(f"{ours}_") == set()
+    assert provider.find_clusters(f"{ours}_", {REGION}) == set()
+
+
+def test_a_region_that_does_not_tell_hides_no_other(cloud: Cloud) -> None:
+    provider = Provider()
+    provider.create()
+    cloud.before["DescribeInstances"] = failing("UnauthorizedOperation")  # the first that is asked
+    assert provider.find_clusters(provider.cluster_name, {REGION}) == {(provider.cluster_name, REGION)}
+    everywhere = {told["RegionName"] for told in boto3.client("ec2").describe_regions()["Regions"]}
+    cloud.before["DescribeInstances"] = failing("UnauthorizedOperation")
+    with pytest.raises(ClientError, match="UnauthorizedOperation"):
+        provider.find_clusters(provider.cluster_name, everywhere)
