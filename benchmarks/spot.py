@@ -80,7 +80,8 @@ def tell(lines: Sequence[Line]) -> None:
 def tell_urgent(parts: Parts, egress: Egress) -> None:
     """What it costs to save only every so often, with and without a checkpoint when a machine is taken away."""
     print(
-        "\n| hours between checkpoints | $ with urgent ones | $ without | hours of work done twice |\n|---|---|---|---|"
+        "\n| hours between checkpoints | $, hours with urgent ones | $, hours without | hours of work done twice |"
+        "\n|---|---|---|---|"
     )
     for interval in INTERVALS_H:
         often = JOB.model_copy(update={"checkpoint_every_h": interval})
@@ -89,7 +90,8 @@ def tell_urgent(parts: Parts, egress: Egress) -> None:
             for job in (often, often.model_copy(update={"notice_h": 0.0}))
         )
         late = f" ({none.num_late} late)" if none.num_late else ""
-        print(f"| {interval:g} | {urgent.mean_usd:.2f} | {none.mean_usd:.2f}{late} | {none.mean('wasted_h'):.2f} |")
+        costs = (f"{line.mean_usd:.2f}, {line.mean('wall_h'):.1f}" for line in (urgent, none))
+        print(f"| {interval:g} | {' | '.join(costs)}{late} | {none.mean('wasted_h'):.2f} |")
 
 
 def goals(lines: Mapping[str, Line], zones: Sequence[Line], best: Line) -> list[str]:
