@@ -126,9 +126,9 @@ def up(recipe: str, cluster_only: bool, overrides: tuple[str, ...]) -> None:
 
         job = job_recipe(loaded, recipe)
         launcher, clusters = make_launcher(config)
-        launcher.begin()
+        launcher.holdings.begin(config.store)
         if model := model_in_store(loaded, recipe):
-            if launcher.has_clusters:  # an earlier launcher was killed before it took them down
+            if launcher.holdings.are_any:  # an earlier launcher was killed before it took them down
                 launcher.down()
                 launcher.forget()
             click.echo(f"{model} is there already; with another spot.store another model is trained")

@@ -8,12 +8,13 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from data_prep.errors import SpotError
 from ray_apps.run_dir import RunDir
-from ray_apps.spot.bring_up import STOP_S, Launcher, SilentError
+from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.clusters import Jobs, SilentError
 from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.limits import STOP_S
 from ray_apps.spot.progress import Progress, read_progress
 
 logger = logging.getLogger(__name__)
@@ -22,19 +23,6 @@ TOLD_S = 60.0
 """Seconds between two lines that say how far it is."""
 MOST_DONE_H = 0.01
 """What is left at least until the job says that it is done: the model has to be written."""
-
-
-class Jobs(Protocol):
-    """Jobs on clusters, by id. Everything raises SilentError if there is no answer."""
-
-    def submit(self, cluster: Cluster, job: str, recipe: str) -> None:
-        """Hand over the training that the recipe, YAML, describes."""
-
-    def job_status(self, cluster: Cluster, job: str) -> str | None:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None if the cluster does not know the job."""
-
-    def job_log(self, cluster: Cluster, job: str) -> str:
-        """The last lines that it printed."""
 
 
 @dataclass
@@ -111,7 +99,7 @@ class JobRun:
         failures = {} if status is None else self._count_failure(cluster)
         if status is not None or not state.job:
             number = state.num_jobs + 1
-            self.launcher.update(job=f"{self.launcher.config.name}-{number}", num_jobs=number, **failures)
+            self.launcher.holdings.update(job=f"{self.launcher.config.name}-{number}", num_jobs=number, **failures)
         logger.info("%s is handed over to %s", self.launcher.state.job, cluster.name)
         self.jobs.submit(cluster, self.launcher.state.job, self.recipe)
         return False

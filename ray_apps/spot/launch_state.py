@@ -36,6 +36,11 @@ class Cluster:
     spent_usd: float = 0.0
     lost_at: float | None = None
 
+    @property
+    def place(self) -> tuple[str, Purchase]:
+        """Its zone, and what its machines are bought as."""
+        return self.zone, self.purchase
+
     def usd(self, now: float) -> float:
         """What it has cost so far."""
         return self.spent_usd + max(0.0, now - self.priced_at) / 3600 * self.usd_per_hour
@@ -76,6 +81,16 @@ class LaunchState:
     def at_h(self, now: float) -> float:
         """Hours since the first start."""
         return 0.0 if self.first_start is None else (now - self.first_start) / 3600
+
+    def describe(self, workers: str, now: float) -> str:
+        """One line for people; `workers`: what is known of those of its cluster."""
+        spent = f"${self.usd(now):.2f} spent, {self.num_starts} starts"
+        if self.left:
+            spent += f"; to be ended: {', '.join(cluster.name for cluster in self.left)}"
+        if (cluster := self.cluster or self.starting) is None:
+            return f"no cluster; {spent}"
+        kind = "up" if self.cluster else "starting, or its launcher was killed"
+        return f"{cluster.name} in {cluster.zone}: {kind}, {workers}, ${cluster.usd_per_hour:.2f}/h; {spent}"
 
     def asked_for(self, cluster: Cluster) -> "LaunchState":
         """With a cluster that is about to be asked for."""

@@ -28,38 +28,26 @@ from ray.autoscaler.tags import (
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.config import load_yaml
-from ray_apps.spot.aws_errors import CODES, Blame, blame, blame_code, describe
-from ray_apps.spot.bring_up import Launcher, Sight, SilentError, StartError
+from ray_apps.spot.autoscaler_log import last_failure
+from ray_apps.spot.aws_errors import Blame, blame, blame_code, describe
+from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.clusters import Sight, SilentError, StartError, start_error
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
 from ray_apps.spot.placement import Offer
-from ray_apps.spot.pricing import PriceError, read_egress, read_rates, spot_prices
+from ray_apps.spot.pricing import read_egress, read_rates, spot_prices_of
 from ray_apps.spot.provider_config import max_spot_price
-from ray_apps.spot.records import Record, read_records
+from ray_apps.spot.records import NewNotices
 
 END_POLL_S = 3.0
 END_S = 300.0
 """Within which machines must be gone that are terminated."""
 _FINDS = "only ray_apps.spot.provider.SpotNodeProvider finds machines by their tags"
 AUTOSCALER_LOG = "/tmp/ray/session_latest/logs/monitor.log"  # noqa: S108 - where Ray has it, on the head
-CLOCK = r"\b(\d\d):(\d\d):(\d\d)\b"
-FAILED_S = 120
-"""How long a failure to have workers counts; what is older may be over."""
 PROJECT = "~/vicuna-ray"
 """Where the template puts this project on each machine."""
 
 Prices = Callable[[str, list[str], list[str]], Mapping[tuple[str, str], float]]
-
-
-def spot_prices_of(region: str, instance_types: list[str], zones: list[str]) -> Mapping[tuple[str, str], float]:
-    """Live prices of a region; none where they cannot be had, so that the region comes last."""
-    import boto3
-
-    try:
-        return spot_prices(boto3.client("ec2", region_name=region), instance_types, zones)
-    except PriceError as error:
-        click.echo(f"without prices: {error}", err=True)
-        return {}
 
 
 class RayClusters:
@@ -141,10 +129,10 @@ class RayClusters:
         try:
             sdk.create_or_update_cluster(self.render(cluster), no_config_cache=True)
         except NodeLaunchException as error:
-            raise _start_error(blame_code(error.category), str(error)) from error
+            raise start_error(blame_code(error.category), str(error)) from error
         except (Exception, SystemExit) as error:
             if (refused := _of_aws(error)) is not None:
-                raise _start_error(blame(refused), describe(refused)) from error
+                raise start_error(blame(refused), describe(refused)) from error
             text = error.message if isinstance(error, click.ClickException) else str(error)
             text = text or "Ray's launcher gave up; see above"
             if "No usable subnets" in text:
@@ -264,25 +252,6 @@ class RayClusters:
             return _get_node_provider(self.render(cluster)["provider"], cluster.name)
 
 
-def last_failure(told: str, node_type: str) -> StartError | None:
-    """The newest failure to have machines of a type, of lines that say when and why; the first says what time it is."""
-    now, *lines = [line.strip() for line in told.splitlines() if re.search(CLOCK, line)] or [""]
-    told_code = rf"Node Launch Exception \((\w+)\)|\b({'|'.join(CODES)})\b"
-    failure = re.compile(rf"\b{re.escape(node_type)}: .*?(?:{told_code})")
-    for line in reversed(lines):
-        if (found := failure.search(line)) and (_seconds(now) - _seconds(line)) % 86400 <= FAILED_S:
-            return _start_error(blame_code(found[1] or found[2]), line)
-    return None
-
-
-def _seconds(line: str) -> int:
-    """The time of day in it."""
-    found = re.search(CLOCK, line)
-    assert found is not None
-    hours, minutes, seconds = map(int, found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
 @contextmanager
 def _silence() -> Iterator[None]:
     """What Ray's launcher and boto3 raise where a cloud or a machine does not answer, as SilentError."""
@@ -313,10 +282,6 @@ def _of_aws(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _start_error(blamed: Blame, text: str) -> StartError:
-    return StartError(Blame.POOL if blamed is Blame.RETRY else blamed, text)
-
-
 def _ask_briefly() -> None:
     """Have this process wait seconds, not minutes, for a region that does not answer: the others are waiting."""
     import botocore.config
@@ -334,9 +299,5 @@ def make_launcher(config: SpotConfig) -> tuple[Launcher, RayClusters]:
     """
     egress = read_egress(Path(config.egress)) if config.egress else {}
     _ask_briefly()
-
-    def notices() -> list[Record]:
-        return read_records(config.notices) if config.notices else []
-
     clusters = RayClusters(config)
-    return Launcher(config, clusters, egress, notices), clusters
+    return Launcher(config, clusters, egress, NewNotices(config.notices)), clusters

@@ -4,7 +4,7 @@ An offer is what one request can ask for. What failed cools down, as widely as t
 capacity moves within minutes. Knows no cloud and no clock; times are seconds of the caller's.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,9 +107,8 @@ def rank(
     cooldowns: Cooldowns,
     now: float,
     max_usd_per_hour: float | None = None,
-    cost: Callable[[Offer], float] = price,
 ) -> list[Offer]:
-    """The offers to try, best first: those of the least `cost`, at equal costs in the order given.
+    """The offers to try, best first: the cheapest, at equal prices in the order given.
 
     Offers above `max_usd_per_hour`, and those that cool down, are left out. Offers in a zone that has just taken a
     spot machine away come after all others; where there are no others, none is left and the caller waits.
@@ -120,5 +119,5 @@ def rank(
         if cooldowns.until(offer) <= now
         and (max_usd_per_hour is None or offer.usd_per_hour is None or offer.usd_per_hour <= max_usd_per_hour)
     ]
-    ranked = sorted(allowed, key=lambda offer: (cooldowns.is_preempted(offer, now), cost(offer)))
+    ranked = sorted(allowed, key=lambda offer: (cooldowns.is_preempted(offer, now), price(offer)))
     return [] if ranked and cooldowns.is_preempted(ranked[0], now) else ranked

@@ -5,6 +5,7 @@ changes a few times a year and differs by contract.
 """
 
 import csv
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from data_prep.errors import ConfigError
 from ray_apps.config import load_yaml
 from ray_apps.spot.aws_errors import describe
+
+logger = logging.getLogger(__name__)
 
 EGRESS_COLUMNS = ("from_region", "to_region", "price_usd_per_gb")
 
@@ -59,6 +62,17 @@ def spot_prices(
     except (KeyError, ValueError, TypeError, ResponseParserError) as error:
         raise PriceError(f"spot prices of {ec2.meta.region_name}: not what AWS documents: {error!r}") from error
     return {pool: price for pool, (_, price) in newest.items()}
+
+
+def spot_prices_of(region: str, instance_types: list[str], zones: list[str]) -> Mapping[tuple[str, str], float]:
+    """Live prices of a region; none where they cannot be had, so that the region comes last."""
+    import boto3
+
+    try:
+        return spot_prices(boto3.client("ec2", region_name=region), instance_types, zones)
+    except PriceError as error:
+        logger.warning("without prices: %s", error)
+        return {}
 
 
 def _utc(time: datetime) -> datetime:

@@ -30,9 +30,14 @@ class Record:
     drained: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Of the machine."""
+        return self.machine.instance or self.node
+
+    @property
     def file_name(self) -> str:
         """The same for what is known of one notice earlier and later."""
-        return re.sub(r"[^\w.-]", "_", f"{self.cloud}-{self.machine.instance or self.node}-{self.notice.id}") + ".json"
+        return re.sub(r"[^\w.-]", "_", f"{self.cloud}-{self.name}-{self.notice.id}") + ".json"
 
 
 def write_record(place: str, record: Record) -> None:
@@ -65,3 +70,22 @@ def _read(folder: Folder) -> Iterator[Record]:
             yield Record(**{**values, **nested, "drained": tuple(values["drained"])})
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s/%s is no record of a notice: %s", folder, name, error)
+
+
+class NewNotices:
+    """Notices of machines' ends as they come, each given once. `place`: as for `read_records`; None has none."""
+
+    def __init__(self, place: str | None) -> None:
+        self._place = place
+        self._known: set[str] = set()
+
+    def __call__(self, since: float) -> list[Record]:
+        """Those seen since a time, in seconds since 1970, and not given before; none while they cannot be read."""
+        try:
+            records = read_records(self._place) if self._place else []
+        except (OSError, ValueError) as error:  # pyarrow raises either
+            logger.warning("notices cannot be read: %s", error)
+            return []
+        new = [record for record in records if record.file_name not in self._known and record.seen_at >= since]
+        self._known |= {record.file_name for record in new}
+        return [record for record in new if not record.notice.advisory]

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.spot.aws_errors import Blame
-from ray_apps.spot.bring_up import STOP_S, Launcher, Sight, SilentError, StartError
+from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.clusters import Sight, SilentError, StartError
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
+from ray_apps.spot.limits import STOP_S
 from ray_apps.spot.notices import Machine, Notice
 from ray_apps.spot.placement import Offer
-from ray_apps.spot.records import Record
+from ray_apps.spot.records import NewNotices, Record, write_record
 
 ZONES = {"east": ["east-a", "east-b"], "west": ["west-a"]}
 PRICES = {"east-a": 11.0, "east-b": 10.0, "west-a": 12.0}
@@ -211,15 +213,15 @@ def test_a_mistake_elsewhere_ends_no_run_that_is_at_work(tmp_path: Path) -> None
 def test_a_state_of_another_run(tmp_path: Path) -> None:
     fakes, clock = Fakes(), Clock()
     first = launcher(tmp_path, fakes, clock, store="s3://bucket/first")
-    first.begin()
+    first.holdings.begin(first.config.store)
     first.up()
     second = launcher(tmp_path, fakes, clock, store="s3://bucket/second")
     with pytest.raises(SpotError, match=r"spot.json: is of the run in s3://bucket/first, which has machines; "):
-        second.begin()
+        second.holdings.begin(second.config.store)
     launcher(tmp_path, fakes, clock, store="s3://bucket/first").down()
     clock.sleep(1e6)
     second = launcher(tmp_path, fakes, clock, store="s3://bucket/second", policy={**AT_ONCE, "deadline_h": 9})
-    second.begin()
+    second.holdings.begin(second.config.store)
     assert second.up().zone == "east-b"  # with limits of its own
     assert SpotConfig.parse({"zones": ZONES, "name": "mine"}, "spot").state_path == "artifacts/spot-mine.json"
 
@@ -435,7 +437,12 @@ def test_a_zone_that_gave_notice_is_not_the_next(tmp_path: Path) -> None:
     run = launcher(tmp_path, fakes, clock)
     run.up()
     notice = Notice("1", "terminate", clock.time + 120)
-    run.notices = lambda: [Record("aws", Machine("i-1", "east-b", "p4d"), "node", notice, clock.time)]
+    place = str(tmp_path / "notices")
+    write_record(place, Record("aws", Machine("i-1", "east-b", "p4d"), "node", notice, clock.time))
+    write_record(place, Record("aws", Machine("i-0", "east-b", "p4d"), "node", notice, clock.time - 1))  # before it
+    advice = Notice("2", "rebalance", None, advisory=True)
+    write_record(place, Record("aws", Machine("i-2", "east-b", "p4d"), "node", advice, clock.time))
+    run.notices = NewNotices(place)
     run.step(1.0)
     assert [zone for zone, _ in run.state.policy.cooling] == ["east-b"]
     run.step(1.0)

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.errors import SpotError
 from ray_apps.run_dir import RunDir
-from ray_apps.spot.bring_up import Launcher, Sight, SilentError
+from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.clusters import Sight, SilentError
 from ray_apps.spot.job import JobSettings
 from ray_apps.spot.job_run import JobRun
 from ray_apps.spot.launch_state import Cluster

@@ -21,11 +21,13 @@ from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 from data_prep.errors import ConfigError, SpotError
 from ray_apps.run_dir import RunDir
 from ray_apps.spot import launcher as launcher_module
+from ray_apps.spot.autoscaler_log import last_failure
 from ray_apps.spot.aws_errors import Blame
-from ray_apps.spot.bring_up import Launcher, StartError
+from ray_apps.spot.bring_up import Launcher
+from ray_apps.spot.clusters import StartError
 from ray_apps.spot.config import SpotConfig
 from ray_apps.spot.launch_state import Cluster
-from ray_apps.spot.launcher import RayClusters, last_failure
+from ray_apps.spot.launcher import RayClusters
 from ray_apps.train.config import TrainConfig
 from tests import s3, tiny
 from tests.integration.test_recovery import fixed_run
