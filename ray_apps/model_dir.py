@@ -6,7 +6,7 @@ A model directory holds safetensors shards, the tokenizer with its chat template
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -118,13 +118,23 @@ def _write_shard(directory: Path, number: int, shard: dict[str, torch.Tensor]) -
 
 def _name_shards(directory: Path, written: list[list[str]], total_bytes: int) -> None:
     """Give the shards their final names, which tell how many there are."""
-    if len(written) == 1:
-        (directory / "shard-0").rename(directory / "model.safetensors")
+    names = shard_names(len(written))
+    for number, name in enumerate(names):
+        (directory / f"shard-{number}").rename(directory / name)
+    write_index(directory, dict(zip(names, written, strict=True)), total_bytes)
+
+
+def shard_names(count: int) -> list[str]:
+    """What the files of a model's weights are called."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def write_index(directory: Path, shards: Mapping[str, Iterable[str]], total_bytes: int) -> None:
+    """Say which of several files holds which tensors; one file needs no index."""
+    if len(shards) == 1:
         return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(written):
-        file = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
-        (directory / f"shard-{number}").rename(directory / file)
-        weight_map.update(dict.fromkeys(names, file))
+    weight_map = {name: file for file, names in shards.items() for name in names}
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Tiny tokenizers and models of every kind that is supported, made in a moment."""
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -164,3 +165,15 @@ def write_dataset(
         versions={},
     ).write(directory)
     return directory
+
+
+def train_settings(model: Path, dataset: Path, **fields: Any) -> dict[str, Any]:
+    """The section `train` of a run on a CPU that learns something within a few steps; `fields` are added to it."""
+    return {
+        "model": str(model),
+        "dataset": str(dataset),
+        "epochs": 999,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        **fields,
+    }

@@ -87,6 +87,7 @@ class TensorFiles:
         self.files = _weight_files(self.directory)
         self.specs: dict[str, Spec] = {}
         self._file_of: dict[str, Path] = {}
+        self._held: tuple[Path, dict[str, torch.Tensor]] | None = None  # the pickle that was read last
         for file in self.files:
             for name, spec in _specs(file).items():
                 self.specs[name] = spec
@@ -99,8 +100,13 @@ class TensorFiles:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor, in memory of its own or mapped from its file."""
-        with _opened(self._file_of[name]) as opened:
-            return opened.get(name)
+        path = self._file_of[name]
+        if path.suffix == ".safetensors":
+            with _opened(path) as opened:
+                return opened.get(name)
+        if self._held is None or self._held[0] != path:
+            self._held = path, load_tensors(path)
+        return self._held[1][name]
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of each tensor, one in memory at a time."""
@@ -162,6 +168,9 @@ class _Safetensors:
 
     def specs(self) -> dict[str, Spec]:
         slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
+        for name, part in slices.items():
+            if (dtype := part.get_dtype()) not in DTYPES:
+                raise ModelError(f"{name}: type {dtype} is not read; valid: {', '.join(DTYPES)}")
         return {name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
 
     def get(self, name: str) -> torch.Tensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from ray_apps.model_dir import SHARD_BYTES, shard_names, write_index
 from ray_apps.weights.tensor_files import DTYPES, Spec, as_bytes
 
-SHARD_BYTES = 2 * 2**30
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -22,7 +22,6 @@ def write_model(
     tensors: Iterable[tuple[str, torch.Tensor]],
     *,
     on_bytes: Callable[[int], None] = lambda count: None,
-    metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write `model.safetensors`, or shards of about `shard_bytes` with their index.
@@ -35,11 +34,11 @@ def write_model(
         ValueError: a tensor is not the next one of `specs`.
     """
     shards = _shards(specs, shard_bytes)
-    names = _file_names(len(shards))
+    names = shard_names(len(shards))
     left = iter(tensors)
     for file_name, shard in zip(names, shards, strict=True):
         with (directory / file_name).open("wb") as file:
-            file.write(_header({name: specs[name] for name in shard}, metadata or {}))
+            file.write(_header({name: specs[name] for name in shard}))
             for name in shard:
                 given, tensor = next(left)
                 if given != name or Spec.of(tensor) != specs[name]:
@@ -47,10 +46,8 @@ def write_model(
                 flat = as_bytes(tensor)
                 file.write(flat.data)
                 on_bytes(len(flat))
-    if len(shards) > 1:
-        weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sum(spec.num_bytes for spec in specs.values())}, "weight_map": weight_map}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    total_bytes = sum(spec.num_bytes for spec in specs.values())
+    write_index(directory, dict(zip(names, shards, strict=True)), total_bytes)
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
@@ -65,14 +62,8 @@ def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _file_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+def _header(specs: Mapping[str, Spec]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, spec in specs.items():
         entries[name] = {

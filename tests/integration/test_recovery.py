@@ -57,20 +57,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def config(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     dataset = tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml", count=200)
     return TrainConfig.parse(
-        {
-            "model": str(tiny_model_dir),
-            "dataset": str(dataset),
-            "run_dir": str(tmp_path / "run"),
-            "output": str(tmp_path / "model"),
-            "global_batch_size": 4,
-            "max_steps": STEPS,
-            "epochs": 999,
-            "learning_rate": 1e-3,
-            "precision": "fp32",
-            "num_workers": [1, 2],
-            "resize_every_s": 2.0,
-            "checkpoint": {"every_steps": 10, "keep_last": 3, "preemption_poll_s": 0},
-        }
+        tiny.train_settings(
+            tiny_model_dir,
+            dataset,
+            run_dir=str(tmp_path / "run"),
+            output=str(tmp_path / "model"),
+            global_batch_size=4,
+            max_steps=STEPS,
+            num_workers=[1, 2],
+            resize_every_s=2.0,
+            checkpoint={"every_steps": 10, "keep_last": 3, "preemption_poll_s": 0},
+        )
     )
 
 

@@ -60,19 +60,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster
 def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run that saves on notice only."""
     place = tmp_path_factory.mktemp("spot")
-    return {
-        "model": str(tiny_model_dir),
-        "dataset": str(tiny.write_dataset(place / "dataset", tiny_model_dir, template="chatml", count=200)),
-        "global_batch_size": 4,
-        "max_steps": STEPS,
-        "epochs": 999,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "num_workers": [1, 2],
-        "resize_every_s": 2.0,
-        "max_failures": 0,
-        "checkpoint": {"every_steps": 1000, "preemption_poll_s": 0},
-    }
+    return tiny.train_settings(
+        tiny_model_dir,
+        tiny.write_dataset(place / "dataset", tiny_model_dir, template="chatml", count=200),
+        global_batch_size=4,
+        max_steps=STEPS,
+        num_workers=[1, 2],
+        resize_every_s=2.0,
+        max_failures=0,
+        checkpoint={"every_steps": 1000, "preemption_poll_s": 0},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -174,19 +174,16 @@ def test_a_run_goes_on_in_another_region_whoever_dies(
     for name, value in s3.variables(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     bucket = Bucket(s3_endpoint, tmp_path.name)
-    train = {
-        "model": str(tiny_model_dir),
-        "dataset": str(tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml")),
-        "run_dir": str(tmp_path / "unused"),
-        "output": str(tmp_path / "nowhere"),
-        "global_batch_size": 2,
-        "max_steps": STEPS,
-        "epochs": 999,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "num_workers": 1,
-        "checkpoint": {"every_steps": 20},
-    }
+    train = tiny.train_settings(
+        tiny_model_dir,
+        tiny.write_dataset(tmp_path / "dataset", tiny_model_dir, template="chatml"),
+        run_dir=str(tmp_path / "unused"),
+        output=str(tmp_path / "nowhere"),
+        global_batch_size=2,
+        max_steps=STEPS,
+        num_workers=1,
+        checkpoint={"every_steps": 20},
+    )
     fixed = fixed_run(TrainConfig.parse(train), tmp_path)
     spot = config.model_copy(update={"store": f"{bucket.uri}/store"}).model_dump(mode="json", exclude_unset=True)
     recipe = tmp_path / "recipe.yaml"
