@@ -13,12 +13,15 @@ from data_prep.storage import flush, flush_directory, is_remote, open_filesystem
 
 
 class Folder:
-    """A place for files, which need not exist yet. Everything raises OSError as files do."""
+    """A place for files, which need not exist yet. Everything raises OSError as files do.
 
-    def __init__(self, place: str) -> None:
+    `options` are those of pyarrow's `S3FileSystem`.
+    """
+
+    def __init__(self, place: str, **options: Any) -> None:
         self.place = place.rstrip("/") if is_remote(place) else str(Path(place).expanduser().absolute())
         self.is_remote = is_remote(place)
-        self.filesystem, self.path = open_filesystem(self.place)
+        self.filesystem, self.path = open_filesystem(self.place, **options)
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.place}/{name}")

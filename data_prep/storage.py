@@ -3,16 +3,19 @@
 `AWS_ENDPOINT_URL` points `s3://` at another S3-compatible service. Credentials come from the environment only.
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
+from glob import escape
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
@@ -27,8 +30,8 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem that holds `path`, and the path within it.
+def open_filesystem(path: str, **options: Any) -> tuple[fs.FileSystem, str]:
+    """The filesystem that holds `path`, and the path within it. `options` are those of pyarrow's `S3FileSystem`.
 
     Raises:
         VicunaError: the scheme is neither a plain path nor `s3://`.
@@ -40,8 +43,8 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
         raise VicunaError(f"{path}: unknown scheme {scheme!r}; valid: a local path or s3://bucket/key")
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION", "us-east-1")
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region), inner.rstrip("/")
-    return fs.S3FileSystem(region=_region_of(inner.partition("/")[0])), inner.rstrip("/")
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region, **options), inner.rstrip("/")
+    return fs.S3FileSystem(region=_region_of(inner.partition("/")[0]), **options), inner.rstrip("/")
 
 
 @cache
@@ -60,21 +63,21 @@ def file_state(path: str) -> tuple[int, str]:
         return info.size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
+def local_model(model: str, patterns: tuple[str, ...] = MODEL_FILES, marker: str = "config.json") -> Path:
     """A local directory with the files of `model` that match `patterns`.
 
     `model` is a directory, an `s3://` path, or a hub id such as `org/name`. Remote files are copied once into the
-    user's cache; a changed file upstream gets a new copy.
+    user's cache; a changed file upstream gets a new copy. `marker`: the file without which it is none.
 
     Raises:
         ModelError: nothing is there, or it cannot be reached.
     """
     if is_remote(model):
-        return _fetch(model, patterns)
+        return _fetch(model, patterns, marker)
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"model {model!r}: the directory has no config.json")
+        if not (path / marker).is_file():
+            raise ModelError(f"model {model!r}: the directory has no {marker}")
         return path
     if not is_hub_id(model):
         raise ModelError(f"model {model!r}: no such directory")
@@ -96,21 +99,21 @@ def _from_hub(model: str, patterns: tuple[str, ...]) -> Path:
         raise ModelError(f"model {model!r}: not a directory here, and the hub did not give it: {reason}") from None
 
 
-def _fetch(uri: str, patterns: tuple[str, ...]) -> Path:
+def _fetch(uri: str, patterns: tuple[str, ...], marker: str) -> Path:
     try:
-        return _copy_once(uri, patterns)
+        return _copy_once(uri, patterns, marker)
     except (OSError, ValueError) as error:
         raise ModelError(f"model {uri!r}: {str(error).splitlines()[0]}") from None
 
 
-def _copy_once(uri: str, patterns: tuple[str, ...]) -> Path:
+def _copy_once(uri: str, patterns: tuple[str, ...], marker: str) -> Path:
     filesystem, root = open_filesystem(uri)
     found = filesystem.get_file_info(fs.FileSelector(root))
     files = [info for info in found if info.is_file and any(fnmatch(info.base_name, pattern) for pattern in patterns)]
-    if not any(info.base_name == "config.json" for info in files):
-        raise ModelError(f"model {uri!r}: there is no config.json at that path")
+    if not any(info.base_name == marker for info in files):
+        raise ModelError(f"model {uri!r}: there is no {marker} at that path")
     state = repr(sorted((info.path, info.size, info.mtime_ns) for info in files))
-    target = _cache() / hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:16]
+    target = cache_directory() / hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:16]
     if not target.is_dir():
         with written_aside(target) as aside:
             for info in files:
@@ -118,7 +121,8 @@ def _copy_once(uri: str, patterns: tuple[str, ...]) -> Path:
     return target
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """Where copies of remote models are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vicuna-ray" / "models"
 
 
@@ -129,15 +133,50 @@ def written_aside(target: Path) -> Iterator[Path]:
     An existing `target` is replaced at the end. After an error nothing is left behind. The files are flushed to the
     disk before the rename, so that `target` is never seen half-written, not even after a power cut.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.aside")
-    aside.mkdir()
-    try:
+    with scratch_beside(target) as aside:
         yield aside
         commit_directory(aside, target)
-    except BaseException:
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """Give a directory beside `target` that is gone when the block ends.
+
+    What killed processes left of theirs is removed first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.aside")
+    aside.mkdir()
+    held = os.open(aside, os.O_RDONLY)
+    try:
+        _lock(held)
+        yield aside
+    finally:
+        os.close(held)
         shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Those of processes that are gone: the lock of one that lives cannot be had."""
+    for path in target.parent.glob(f".{escape(target.name)}.*.aside"):
+        with suppress(OSError):
+            held = os.open(path, os.O_RDONLY)
+            if _lock(held):
+                shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
+    if target.exists():  # or what it replaced is all there is of it
+        for path in target.parent.glob(f".{escape(target.name)}.*.aside.old"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock could be had. It lasts until the descriptor is closed, or its process ends however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def check_replaceable(target: Path, marker: str, field: str) -> None:

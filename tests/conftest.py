@@ -39,3 +39,11 @@ def s3_endpoint() -> Iterator[str]:
     """The address of a real S3 service on loopback."""
     with s3.serving() as address:
         yield address
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
+    """A bucket of that service, and a cache of this test's own."""
+    for name, value in {**s3.variables(s3_endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return s3.Bucket(s3_endpoint, tmp_path.name)

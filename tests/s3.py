@@ -54,6 +54,6 @@ class Bucket:
         with self._s3.open_output_stream(f"{self.name}/{key}") as stream:
             stream.write(text.encode())
 
-    def keys(self) -> list[str]:
+    def list_keys(self) -> list[str]:
         found = self._s3.get_file_info(fs.FileSelector(self.name, recursive=True))
         return sorted(info.path.removeprefix(f"{self.name}/") for info in found)

@@ -19,6 +19,7 @@ from data_prep.folder import Folder
 from data_prep.manifest import read_manifest
 from data_prep.storage import check_replaceable, written_aside
 from data_prep.tokenizer import encoders_of, load_tokenizer
+from ray_apps.lora import WEIGHTS, merged
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
 from ray_apps.run_dir import Checkpoint, RunDir
@@ -183,8 +184,8 @@ def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tupl
     for name, tensor in _weights(base):
         adapter = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
         if adapter.format("A") in adapters:
-            delta = adapters.pop(adapter.format("B")) @ adapters.pop(adapter.format("A"))
-            tensor = (tensor.float() + delta * (lora.alpha / lora.r)).to(tensor.dtype)
+            down, up = (adapters.pop(adapter.format(side)) for side in "AB")
+            tensor = merged(tensor, down, up, lora.alpha / lora.r)
         yield name, tensor
     if adapters:
         raise RunError(f"checkpoint {checkpoint}: the base has no tensor for {len(adapters)} adapters, {min(adapters)}")
@@ -193,7 +194,7 @@ def _merged(base: Path, checkpoint: Folder, lora: LoraSettings) -> Iterator[tupl
 def _write_adapter(directory: Path, checkpoint: Folder, lora: LoraSettings, base: str) -> None:
     """What `peft.PeftModel.from_pretrained` reads."""
     peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(directory)
-    save_file(_adapters(checkpoint, lora), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(_adapters(checkpoint, lora), directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def _adapters(checkpoint: Folder, lora: LoraSettings) -> dict[str, torch.Tensor]:

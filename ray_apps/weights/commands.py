@@ -1,25 +1,40 @@
 """`vicuna weights …`. Like the rest of the command line, each command imports what it needs when it runs."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
-OUTPUT = click.argument("output", type=click.Path(path_type=Path))
+from ray_apps.engine.options import Quantization
+
+OUTPUT = click.argument("output")
 
 
-@click.group()
+class _Interrupted(click.ClickException):
+    exit_code = 130
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted("interrupted; nothing was written") from None
+
+
+@click.group(cls=_Commands)
 def weights() -> None:
     """Make model directories from others, a tensor at a time.
 
     BASE, TARGET, DELTA and MODEL are directories, s3:// paths or hub ids; weights are safetensors or .bin, whole or in
-    shards. OUTPUT is a directory that is seen whole or not at all.
+    shards. OUTPUT is a directory or an s3:// path; it is seen whole or not at all.
     """
 
 
 @weights.command()
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @OUTPUT
-def convert_llama(source: Path, output: Path) -> None:
+def convert_llama(source: Path, output: str) -> None:
     """Write Meta's original files of a Llama, SOURCE, as a model directory.
 
     SOURCE holds params.json and consolidated.NN.pth; tokenizer.model is in it or in the directory above. Example:
@@ -35,7 +50,7 @@ def convert_llama(source: Path, output: Path) -> None:
 @click.argument("target")
 @OUTPUT
 @click.option("--exact", is_flag=True, help="In the form that gives TARGET bit for bit, and refuses another base.")
-def make_delta(base: str, target: str, output: Path, exact: bool) -> None:
+def make_delta(base: str, target: str, output: str, exact: bool) -> None:
     """Write what has to be added to BASE to get TARGET; tokenizer, config and chat template are those of TARGET.
 
     Example: vicuna weights make-delta llama-7b artifacts/vicuna_7b/model vicuna-7b-delta
@@ -50,7 +65,7 @@ def make_delta(base: str, target: str, output: Path, exact: bool) -> None:
 @click.argument("delta")
 @OUTPUT
 @click.option("--low-cpu-mem", is_flag=True, help="It is always so: one tensor of each is in memory.")
-def apply_delta(base: str, delta: str, output: Path, low_cpu_mem: bool) -> None:
+def apply_delta(base: str, delta: str, output: str, low_cpu_mem: bool) -> None:
     """Write BASE + DELTA, a plain one or an exact one; tokenizer, config and chat template are those of DELTA.
 
     Example: vicuna weights apply-delta llama-7b lmsys/vicuna-7b-delta-v1.1 vicuna-7b
@@ -61,9 +76,39 @@ def apply_delta(base: str, delta: str, output: Path, low_cpu_mem: bool) -> None:
 
 
 @weights.command()
+@click.argument("base")
+@click.argument("adapter")
+@OUTPUT
+def merge_lora(base: str, adapter: str, output: str) -> None:
+    """Write BASE with ADAPTER, a directory of peft's, added to its weights.
+
+    Tokenizer, chat template and generation config are those of ADAPTER where it has them.
+
+    Example: vicuna weights merge-lora llama-7b artifacts/lora_7b/model vicuna-7b
+    """
+    from ray_apps.weights.convert import merge_lora
+
+    merge_lora(base, adapter, output)
+
+
+@weights.command()
 @click.argument("model")
 @OUTPUT
-def to_safetensors(model: str, output: Path) -> None:
+@click.option("--to", "form", type=click.Choice(get_args(Quantization)), required=True, help="Of 8 bits, or of 4.")
+def quantize(model: str, output: str, form: Quantization) -> None:
+    """Write MODEL with the weights of its linear layers in fewer bits, as bitsandbytes reads them.
+
+    Example: vicuna weights quantize vicuna-7b vicuna-7b-nf4 --to nf4
+    """
+    from ray_apps.weights.convert import quantize
+
+    quantize(model, output, form)
+
+
+@weights.command()
+@click.argument("model")
+@OUTPUT
+def to_safetensors(model: str, output: str) -> None:
     """Write MODEL with its weights as safetensors; its other files stay as they are."""
     from ray_apps.weights.convert import to_safetensors
 

@@ -4,14 +4,16 @@ Of each tensor the exclusive or of the target's and the base's bits is kept, byt
 compressed with Zstandard. Fine-tuning moves a weight by little: sign, exponent and the first bits of most stay the
 same, and the bytes that hold them become zeros. Checksums of every tensor of base and target prove the result.
 
-    exact.json    of each tensor: type, shape, SHA-256 of base and target, its place in exact.bin
-    exact.bin     the compressed tensors, one after the other
+    exact.json         of each tensor: type, shape, SHA-256 of base and target, its place
+    exact-NNNNN.bin    the compressed tensors, one after the other, in parts of about two GiB
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +21,36 @@ import pyarrow as pa
 import torch
 
 from data_prep.errors import ModelError
+from ray_apps.model_dir import SHARD_BYTES
 from ray_apps.weights.tensor_files import Spec, TensorFiles, as_bytes, checksum
 from ray_apps.weights.tensor_writer import write_model
 
-MANIFEST, DATA = "exact.json", "exact.bin"
+MANIFEST = "exact.json"
 CODEC = "zstd"
 
 Bytes = npt.NDArray[np.uint8]
 OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the manifest. `base`, `target`: SHA-256, or None where the base has no such tensor.
+
+    `file`, `at`, `bytes`: where it lies compressed.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    base: str | None
+    target: str
+    file: str
+    at: int
+    bytes: int
+
+    @property
+    def spec(self) -> Spec:
+        """Of the tensor of the target."""
+        return Spec(self.dtype, tuple(self.shape))
 
 
 def is_exact(directory: Path) -> bool:
@@ -34,25 +58,37 @@ def is_exact(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
-def make_exact(base: TensorFiles, target: TensorFiles, directory: Path, on_bytes: OnBytes = lambda count: None) -> None:
+def make_exact(
+    base: TensorFiles,
+    target: TensorFiles,
+    directory: Path,
+    on_bytes: OnBytes = lambda count: None,
+    part_bytes: int = SHARD_BYTES,
+) -> None:
     """Write an exact delta to `directory`, a tensor at a time. What the base lacks is kept as it is."""
-    entries: dict[str, dict[str, Any]] = {}
-    with (directory / DATA).open("wb") as data:
+    entries: dict[str, Entry] = {}
+    with ExitStack() as opened:
+        parts: list[BufferedWriter] = []
         for name, tensor in target.stream():
             spec = target.specs[name]
             ours = base.read(name) if name in base.specs else None
             packed = _pack(_xor(as_bytes(tensor), ours), spec)
-            entries[name] = {
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "base": None if ours is None else checksum(ours),
-                "target": checksum(tensor),
-                "at": data.tell(),
-                "bytes": len(packed),
-            }
-            data.write(packed)
+            if not parts or parts[-1].tell() + len(packed) > part_bytes:
+                path = directory / f"exact-{len(parts) + 1:05d}.bin"
+                parts.append(opened.enter_context(path.open("wb")))
+            entries[name] = Entry(
+                dtype=spec.dtype,
+                shape=spec.shape,
+                base=None if ours is None else checksum(ours),
+                target=checksum(tensor),
+                file=Path(parts[-1].name).name,
+                at=parts[-1].tell(),
+                bytes=len(packed),
+            )
+            parts[-1].write(packed)
             on_bytes(spec.num_bytes)
-    (directory / MANIFEST).write_text(json.dumps({"codec": CODEC, "tensors": entries}, indent=1) + "\n")
+    tensors = {name: asdict(entry) for name, entry in entries.items()}
+    (directory / MANIFEST).write_text(json.dumps({"codec": CODEC, "tensors": tensors}, indent=1) + "\n")
 
 
 def apply_exact(base: TensorFiles, delta: Path, directory: Path, on_bytes: OnBytes = lambda count: None) -> None:
@@ -63,51 +99,52 @@ def apply_exact(base: TensorFiles, delta: Path, directory: Path, on_bytes: OnByt
             delta is damaged.
     """
     entries = read_manifest(delta)
-    specs = {name: _spec(entry) for name, entry in entries.items()}
-    write_model(directory, specs, _targets(base, delta, entries), on_bytes=on_bytes)
+    specs = {name: entry.spec for name, entry in entries.items()}
+    targets = ((name, _target(name, entry, base, delta)) for name, entry in entries.items())
+    write_model(directory, specs, targets, on_bytes=on_bytes)
 
 
-def read_manifest(delta: Path) -> dict[str, dict[str, Any]]:
-    """What is known of each tensor, in the order of the target. Raises ModelError if it is no manifest."""
+def read_manifest(delta: Path) -> dict[str, Entry]:
+    """What is known of each tensor, in the order of the target.
+
+    Raises:
+        ModelError: it is no manifest, or a part that it names is not there.
+    """
     path = delta / MANIFEST
     try:
         manifest = json.loads(path.read_text())
         if manifest["codec"] != CODEC:
             raise ModelError(f"{path}: codec {manifest['codec']!r} is not known; valid: {CODEC}")
-        return dict(manifest["tensors"])
-    except (ValueError, KeyError, TypeError) as error:
+        entries = {name: Entry(**fields) for name, fields in manifest["tensors"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not the manifest of an exact delta: {error!r}") from None
+    for file in sorted({entry.file for entry in entries.values()}):
+        if not (delta / file).is_file():
+            raise ModelError(f"exact delta {str(delta)!r}: {file}, which {MANIFEST} names, is not there")
+    return entries
 
 
 def num_bytes(delta: Path) -> int:
     """Of the target's tensors."""
-    return sum(_spec(entry).num_bytes for entry in read_manifest(delta).values())
+    return sum(entry.spec.num_bytes for entry in read_manifest(delta).values())
 
 
-def _targets(base: TensorFiles, delta: Path, entries: dict[str, dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
-    with (delta / DATA).open("rb") as data:
-        for name, entry in entries.items():
-            spec = _spec(entry)
-            ours = base.read(name) if name in base.specs else None
-            if entry["base"] is not None and (ours is None or checksum(ours) != entry["base"]):
-                raise ModelError(
-                    f"base {str(base.directory)!r} is not the one that {str(delta)!r} was made from: "
-                    f"{name} {'is missing' if ours is None else 'differs'}"
-                )
-            data.seek(entry["at"])
-            flat = _unpack(data.read(entry["bytes"]), spec, f"{delta / DATA}: {name}")
-            bits = _xor(flat, ours if entry["base"] is not None else None)
-            tensor = (
-                torch.from_numpy(bits).view(spec.torch_dtype) if len(bits) else torch.empty(0, dtype=spec.torch_dtype)
-            )
-            tensor = tensor.reshape(spec.shape)
-            if checksum(tensor) != entry["target"]:
-                raise ModelError(f"{delta / DATA}: {name} is damaged: it does not give the target")
-            yield name, tensor
-
-
-def _spec(entry: dict[str, Any]) -> Spec:
-    return Spec(entry["dtype"], tuple(entry["shape"]))
+def _target(name: str, entry: Entry, base: TensorFiles, delta: Path) -> torch.Tensor:
+    ours = base.read(name) if entry.base is not None and name in base.specs else None
+    if entry.base is not None and (ours is None or checksum(ours) != entry.base):
+        raise ModelError(
+            f"base {str(base.directory)!r} is not the one that {str(delta)!r} was made from: "
+            f"{name} {'is missing' if ours is None else 'differs'}"
+        )
+    with (delta / entry.file).open("rb") as data:
+        data.seek(entry.at)
+        flat = _unpack(data.read(entry.bytes), entry.spec, f"{delta / entry.file}: {name}")
+    bits = torch.from_numpy(_xor(flat, ours))
+    dtype = entry.spec.torch_dtype
+    tensor = (bits.view(dtype) if len(bits) else torch.empty(0, dtype=dtype)).reshape(entry.spec.shape)
+    if checksum(tensor) != entry.target:
+        raise ModelError(f"{delta / entry.file}: {name} is damaged: it does not give the target")
+    return tensor
 
 
 def _xor(flat: Bytes, base: torch.Tensor | None) -> Bytes:

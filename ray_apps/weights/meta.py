@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from data_prep.errors import ModelError
-from ray_apps.weights.tensor_files import Spec, load_tensors
+from ray_apps.weights.tensor_files import Pickle, Spec
 
 PARAMS = "params.json"
 NAMES = {
@@ -47,7 +47,7 @@ class MetaLlama:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.params = _read_params(directory)
-        self.parts = [load_tensors(path) for path in _part_files(directory)]
+        self.parts = [Pickle(path) for path in _part_files(directory)]
         self.num_heads = int(self.params["n_heads"])
         self.num_key_value_heads = int(self.params.get("n_kv_heads") or self.num_heads)
         self._names = dict(self._renamed())
@@ -83,7 +83,7 @@ class MetaLlama:
         }
 
     def _renamed(self) -> Iterator[tuple[str, str]]:
-        for meta in self.parts[0]:
+        for meta in self.parts[0].specs:
             if meta == COMPUTED:
                 continue
             layer, inner = _split(meta)
@@ -91,23 +91,23 @@ class MetaLlama:
                 raise ModelError(f"{self.directory}: {meta!r} is no tensor of a Llama")
             yield f"{layer.replace('layers', 'model.layers')}{NAMES[inner][0]}.weight", meta
 
-    def _pieces(self, meta: str) -> list[torch.Tensor]:
-        axis = NAMES[_split(meta)[1]][1]
-        if axis is None:
-            return [self.parts[0][meta]]
-        if missing := [number for number, part in enumerate(self.parts) if meta not in part]:
+    def _holders(self, meta: str) -> list[Pickle]:
+        """The parts that have a slice of it, or the first of those that have all."""
+        if NAMES[_split(meta)[1]][1] is None:
+            return self.parts[:1]
+        if missing := [number for number, part in enumerate(self.parts) if meta not in part.specs]:
             raise ModelError(f"{self.directory}: part {missing[0]} has no {meta!r}")
-        return [part[meta] for part in self.parts]
+        return self.parts
 
     def _spec(self, meta: str) -> Spec:
-        pieces, axis = self._pieces(meta), NAMES[_split(meta)[1]][1]
+        pieces, axis = [part.specs[meta] for part in self._holders(meta)], NAMES[_split(meta)[1]][1]
         shape = list(pieces[0].shape)
         if axis is not None:
             shape[axis] = sum(piece.shape[axis] for piece in pieces)
-        return Spec(Spec.of(pieces[0]).dtype, tuple(shape))
+        return Spec(pieces[0].dtype, tuple(shape))
 
     def _whole(self, meta: str) -> torch.Tensor:
-        pieces, axis = self._pieces(meta), NAMES[_split(meta)[1]][1]
+        pieces, axis = [part.read(meta) for part in self._holders(meta)], NAMES[_split(meta)[1]][1]
         return pieces[0] if axis is None or len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
     def _permuted(self, meta: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from ray_apps.model_dir import ORIGIN
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (*MODEL_FILES, "*.bin")
+REOPENED_AFTER_BYTES = 2**27
+"""A pickle that is mapped is opened anew so often."""
 NOT_OTHERS = (*INDEXES, ORIGIN, "exact.json")
 DTYPES = {
     "F64": "float64",
@@ -87,7 +89,7 @@ class TensorFiles:
         self.files = _weight_files(self.directory)
         self.specs: dict[str, Spec] = {}
         self._file_of: dict[str, Path] = {}
-        self._held: tuple[Path, dict[str, torch.Tensor]] | None = None  # the pickle that was read last
+        self._held: Pickle | None = None  # the one that was read last
         for file in self.files:
             for name, spec in _specs(file).items():
                 self.specs[name] = spec
@@ -102,19 +104,29 @@ class TensorFiles:
         """A tensor, in memory of its own or mapped from its file."""
         path = self._file_of[name]
         if path.suffix == ".safetensors":
-            with _opened(path) as opened:
-                return opened.get(name)
-        if self._held is None or self._held[0] != path:
-            self._held = path, load_tensors(path)
-        return self._held[1][name]
+            with _opened(path) as file:  # anew for each, so that what was mapped before is given back
+                tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+        if self._held is None or self._held.path != path:
+            self._held = Pickle(path)
+        return self._held.read(name)
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of each tensor, one in memory at a time."""
-        for file in self.files:
-            with _opened(file) as opened:
-                for name, owner in self._file_of.items():
-                    if owner == file:
-                        yield name, opened.get(name)
+        return ((name, self.read(name)) for name in self.specs)
+
+
+def read_whole(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a small file, safetensors or `.bin`.
+
+    Raises:
+        ModelError: it is cut off, or holds anything but tensors by name.
+    """
+    if path.suffix != ".safetensors":
+        pickled = Pickle(path)
+        return {name: pickled.read(name) for name in pickled.specs}
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def other_files(directory: Path) -> list[Path]:
@@ -154,61 +166,52 @@ def _indexed(index: Path) -> list[Path]:
         raise ModelError(f"{index}: not an index of weights: {error!r}") from None
 
 
-class _Opened(Protocol):
-    """A file of weights that is open."""
+class Pickle:
+    """The tensors of a `.bin` file, mapped from it where its form allows that. No code of the file is run.
 
-    def specs(self) -> dict[str, Spec]: ...
+    Raises:
+        ModelError: it is cut off, or holds anything but tensors by name.
+    """
 
-    def get(self, name: str) -> torch.Tensor: ...
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors, self._is_mapped = _load(path)
+        self._bytes_read = 0
+        self.specs = {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
 
-
-class _Safetensors:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def specs(self) -> dict[str, Spec]:
-        slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
-        for name, part in slices.items():
-            if (dtype := part.get_dtype()) not in DTYPES:
-                raise ModelError(f"{name}: type {dtype} is not read; valid: {', '.join(DTYPES)}")
-        return {name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
-
-    def get(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
-
-
-class _Pickled:
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._tensors = tensors
-
-    def specs(self) -> dict[str, Spec]:
-        return {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
-
-    def get(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor. The file is opened anew from time to time, so that what was mapped before is given back."""
+        if self._is_mapped and self._bytes_read > REOPENED_AFTER_BYTES:
+            self._tensors, self._is_mapped = _load(self.path)
+            self._bytes_read = 0
+        self._bytes_read += self.specs[name].num_bytes
         return self._tensors[name]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Opened]:
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                yield _Safetensors(file)
-        else:
-            yield _Pickled(load_tensors(path))
+        with safe_open(path, framework="pt") as file:
+            yield file
     except SafetensorError as error:
         raise ModelError(f"{path}: it is cut off or no safetensors: {error}") from None
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a pickle, mapped from the file where its form allows it.
+def _specs(path: Path) -> dict[str, Spec]:
+    if path.suffix != ".safetensors":
+        return Pickle(path).specs
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        for name, part in slices.items():
+            if (dtype := part.get_dtype()) not in DTYPES:
+                raise ModelError(f"{path}: {name}: type {dtype} is not read; valid: {', '.join(DTYPES)}")
+        return {name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
 
-    Raises:
-        ModelError: it is cut off, or holds anything but tensors by name; no code of it is run.
-    """
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors, and whether they are mapped."""
     try:
-        loaded = _restricted(path)
+        loaded, is_mapped = _restricted(path)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
         raise ModelError(f"{path}: it holds more than tensors, and is not loaded. {reason.strip()}".rstrip()) from None
@@ -216,22 +219,17 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path}: it is cut off or no file of weights: {_reason(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ModelError(f"{path}: it is no mapping of names to tensors")
-    return loaded
+    return loaded, is_mapped
 
 
-def _restricted(path: Path) -> Any:
+def _restricted(path: Path) -> tuple[Any, bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickles in a form that nobody writes
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError:  # files of before 2020 cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), False
 
 
 def _reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _specs(path: Path) -> dict[str, Spec]:
-    with _opened(path) as opened:
-        return opened.specs()

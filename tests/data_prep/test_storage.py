@@ -11,7 +11,6 @@ from data_prep.errors import ModelError, VicunaError
 from data_prep.storage import is_hub_id, local_model, open_filesystem, write_text, written_aside
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from ray_apps.model_dir import local_model_dir
-from tests import s3
 from tests.s3 import Bucket
 
 
@@ -131,13 +130,6 @@ def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert refusal(str(tmp_path / "nowhere")).endswith("no such directory")
     assert refusal(str(tmp_path)).endswith("the directory has no config.json")
     assert "the hub did not give it" in refusal("no-such-org/no-such-model")
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in {**s3.variables(s3_endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    return Bucket(s3_endpoint, tmp_path.name)
 
 
 @pytest.mark.slow

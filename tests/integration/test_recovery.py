@@ -17,7 +17,7 @@ from ray.core.generated import autoscaler_pb2
 from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.launch import train
-from tests import s3, tiny
+from tests import tiny
 from tests.integration.slowly import slowly
 from tests.processes import run_ranks
 from tests.ray_apps.train.test_loop import exported, losses
@@ -217,13 +217,6 @@ def test_a_frozen_worker_is_named_and_the_run_goes_on(cluster: Cluster, config: 
     assert f"rank 1 (process {pids[1]} on " in hang["message"]
     assert events.sizes == [2, 2]
     assert len(losses(config)) == 20
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in s3.variables(s3_endpoint).items():
-        monkeypatch.setenv(name, value)
-    return Bucket(s3_endpoint, tmp_path.name)
 
 
 @pytest.mark.soak

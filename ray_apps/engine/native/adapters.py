@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from data_prep.errors import ModelError
 from ray_apps.engine.native.cache import Segment
 from ray_apps.engine.protocol import UnsupportedError
+from ray_apps.lora import CONFIG, WEIGHTS, scale_of
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _WITHOUT = {
@@ -67,7 +68,7 @@ def check_adapter(name: str, directory: Path, model: PreTrainedModel) -> tuple[l
         ModelError: as `read_adapter`.
     """
     try:
-        config = json.loads((directory / "adapter_config.json").read_text())
+        config = json.loads((directory / CONFIG).read_text())
         with safe_open(_weights(directory), framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
         scale = _scale(config)
@@ -75,13 +76,13 @@ def check_adapter(name: str, directory: Path, model: PreTrainedModel) -> tuple[l
         _check_complete(layers, model)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         missing = isinstance(error, KeyError)
-        reason = f"adapter_config.json has no {error}" if missing else str(error).strip().partition("\n")[0]
+        reason = f"{CONFIG} has no {error}" if missing else str(error).strip().partition("\n")[0]
         raise ModelError(f"args.adapters.{name}: {str(directory)!r}: {reason}") from None
     return layers, scale
 
 
 def _weights(directory: Path) -> Path:
-    return directory / "adapter_model.safetensors"
+    return directory / WEIGHTS
 
 
 def _scale(config: dict[str, Any]) -> float:
@@ -94,8 +95,7 @@ def _scale(config: dict[str, Any]) -> float:
         refused.append("bias")
     if refused:
         raise ValueError(f"it has {refused[0]}, which is not served; valid: plain LoRA of linear layers")
-    rank = float(config["r"])
-    return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+    return scale_of(config)
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], rank: int, model: PreTrainedModel) -> list[str]:

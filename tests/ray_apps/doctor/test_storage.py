@@ -11,7 +11,6 @@ from ray_apps.doctor import storage
 from ray_apps.doctor.check import Check
 from ray_apps.doctor.storage import check_storage, probe_folder, read_shard
 from ray_apps.doctor.workers import LocalWorkers
-from tests import s3
 from tests.s3 import Bucket
 
 pytestmark = pytest.mark.slow
@@ -135,25 +134,18 @@ def test_other_bytes_than_were_written_are_told(fresh_workers: LocalWorkers, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in {**s3.variables(s3_endpoint)}.items():
-        monkeypatch.setenv(name, value)
-    return Bucket(s3_endpoint, tmp_path.name)
-
-
 def test_object_storage_has_figures_and_is_left_as_it_was(bucket: Bucket, fresh_workers: LocalWorkers) -> None:
     found = check(f"{bucket.uri}/runs/first/", fresh_workers, needed=3 * GB)
     assert found.status == "ok", found
     assert found.found.endswith("; 3 GB will be written")
     assert found.measures["write_mb_per_s"] > 0
-    assert bucket.keys() == []
+    assert bucket.list_keys() == []
 
 
 def test_objects_that_lie_there_stay(bucket: Bucket, fresh_workers: LocalWorkers) -> None:
     bucket.write("runs/other/shard")
     assert check(f"{bucket.uri}/runs/first", fresh_workers).status == "ok"
-    assert bucket.keys() == ["runs", "runs/other", "runs/other/shard"]
+    assert bucket.list_keys() == ["runs", "runs/other", "runs/other/shard"]
 
 
 def test_a_bucket_that_is_not_there_is_told(bucket: Bucket, fresh_workers: LocalWorkers) -> None:

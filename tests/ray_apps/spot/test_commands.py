@@ -18,18 +18,11 @@ from ray_apps.model_dir import ORIGIN
 from ray_apps.recipe import load_recipe
 from ray_apps.spot.launch_state import Cluster, LaunchState, held, read_state, write_state
 from ray_apps.spot_job import job_recipe, put_dataset
-from tests import s3, tiny
+from tests import tiny
 from tests.ray_apps.spot import loopback
 from tests.s3 import Bucket
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in {**s3.variables(s3_endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    return Bucket(s3_endpoint, tmp_path.name)
 
 
 @pytest.fixture
@@ -62,7 +55,7 @@ def test_a_model_of_this_machine_is_refused(write: Callable[..., str], tiny_mode
     recipe = write({"model": str(tiny_model_dir)}, store=f"{bucket.uri}/store")
     with pytest.raises(ConfigError, match=r"train.model: '.*' is a directory of this machine; the cluster needs"):
         run("up", recipe)
-    assert bucket.keys() == []
+    assert bucket.list_keys() == []
 
 
 def test_a_dataset_that_is_nowhere(write: Callable[..., str], bucket: Bucket) -> None:
@@ -81,7 +74,7 @@ def test_the_dataset_goes_to_the_store_once(
     for _ in range(2):
         put_dataset(load_recipe(recipe), recipe)
         here = {str(path.relative_to(dataset)) for path in dataset.rglob("*") if path.is_file()}
-        assert {*bucket.keys()} >= {f"store/dataset/{name}" for name in here}
+        assert {*bucket.list_keys()} >= {f"store/dataset/{name}" for name in here}
     manifest = dataset / MANIFEST_NAME
     manifest.write_text(manifest.read_text().replace("chatml", "vicuna_v1.1"))
     with pytest.raises(DataError, match=r"is not the dataset at .*; choose another spot.store, or remove it"):
@@ -97,7 +90,7 @@ def test_a_dataset_of_another_tokenizer(
     recipe = write({"model": bucket.upload(tiny_model_dir, "base")}, store=f"{bucket.uri}/store")
     with pytest.raises(DataError, match=r"was made with another tokenizer than that of"):
         put_dataset(load_recipe(recipe), recipe)
-    assert not any(key.startswith("store/") for key in [*bucket.keys()])
+    assert not any(key.startswith("store/") for key in [*bucket.list_keys()])
 
 
 def test_a_job_has_its_run_in_the_store_and_the_settings_of_the_recipe(

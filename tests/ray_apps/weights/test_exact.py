@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import ModelError
-from ray_apps.weights.exact import DATA, MANIFEST, apply_exact, make_exact
+from ray_apps.weights.exact import MANIFEST, apply_exact, make_exact
 from ray_apps.weights.tensor_files import DTYPES, TensorFiles
 from tests.ray_apps.weights import models
 from tests.ray_apps.weights.test_delta import read, run
@@ -27,7 +27,7 @@ def test_the_target_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -
     assert "5 tensors are the same bit for bit, 0 differ" in run("inspect", theirs, str(tmp_path / "again"))
     assert (tmp_path / "again" / "tokenizer.model").read_text() == "target"
     assert not (tmp_path / "again" / MANIFEST).exists()
-    assert (tmp_path / "delta" / DATA).stat().st_size < sum(tensor.nbytes for tensor in target.values())
+    assert (tmp_path / "delta" / "exact-00001.bin").stat().st_size < sum(tensor.nbytes for tensor in target.values())
 
 
 def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_a_damaged_delta_gives_nothing(tmp_path: Path, harm: str) -> None:
     ours = models.write(tmp_path / "base", models.tensors(1))
     theirs = models.write(tmp_path / "target", models.tensors(2))
     run("make-delta", ours, theirs, str(tmp_path / "delta"), "--exact")
-    data = tmp_path / "delta" / DATA
+    data = tmp_path / "delta" / "exact-00001.bin"
     held = bytearray(data.read_bytes())
     held[-20] ^= 1
     data.write_bytes(held if harm == "flip" else held[:-20])
-    with pytest.raises(ModelError, match=r"exact.bin: .* is damaged"):
+    with pytest.raises(ModelError, match=r"exact-00001.bin: .* is damaged"):
         run("apply-delta", ours, str(tmp_path / "delta"), str(tmp_path / "output"))
     (tmp_path / "delta" / MANIFEST).write_text("{}")
     with pytest.raises(ModelError, match="not the manifest of an exact delta"):

@@ -1,0 +1,128 @@
+"""Where models are written to: seen whole or not at all, whatever ends the command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs
+
+from data_prep.errors import ConfigError, ModelError
+from ray_apps.weights.tensor_files import TensorFiles
+from tests.ray_apps.weights import models
+from tests.ray_apps.weights.test_delta import read, run
+from tests.s3 import Bucket
+
+LARGE = {f"layers.{number}.weight": torch.arange(2**22, dtype=torch.float32) * (number + 1) for number in range(4)}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("disks are mounted by root alone")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("command", ["to-safetensors", "make-delta"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, small_disk: Path, command: str) -> None:
+    small = models.write(tmp_path / "small", models.tensors(1))
+    output = small_disk / "output"
+    run("to-safetensors", small, str(output))
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    large = models.write(tmp_path / "large", LARGE)
+    given = [large] if command == "to-safetensors" else [large, large]
+    with pytest.raises(OSError, match=r"No space left on device; nothing was written: '.*/output'"):
+        run(command, *given, str(output))
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    assert list(small_disk.iterdir()) == [output]
+
+
+def test_a_killed_command_leaves_what_was_there_and_its_rest_goes_with_the_next(tmp_path: Path) -> None:
+    small = models.write(tmp_path / "small", models.tensors(1))
+    large = models.write(tmp_path / "large", LARGE)
+    output = tmp_path / "output"
+    run("to-safetensors", small, str(output))
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    words = ["weights", "make-delta", small, large, str(output), "--exact"]
+    process = subprocess.Popen([sys.executable, "-m", "ray_apps.cli", *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob(".output.*.aside/exact-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(tmp_path.glob(".output.*.aside"))
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    run(*words[1:])
+    run("apply-delta", small, str(output), str(tmp_path / "again"))
+    assert all(torch.equal(tensor, LARGE[name]) for name, tensor in read(tmp_path / "again").items())
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "large", "output", "again"}
+
+
+def test_s3_is_read_and_written(bucket: Bucket, tmp_path: Path) -> None:
+    base = bucket.upload(Path(models.write(tmp_path / "base", models.tensors(1), "bin-shards")), "base")
+    target = models.write(tmp_path / "target", models.tensors(2), name="target")
+    delta, again = f"{bucket.uri}/deltas/target", f"{bucket.uri}/again"
+    for _ in range(2):  # the second takes the place of the first
+        run("make-delta", base, target, delta, "--exact")
+        run("apply-delta", base, delta, again)
+    assert "5 tensors are the same bit for bit, 0 differ" in run("inspect", target, again)
+    assert [key for key in bucket.list_keys() if key.startswith("again/")] == [
+        f"again/{name}"
+        for name in ("config.json", "model.safetensors", "origin.json", "tokenizer.model", "tokenizer_config.json")
+    ]
+    assert not [key for key in bucket.list_keys() if "aside" in key]
+    run("to-safetensors", target, delta)  # nothing of the exact delta stays
+    assert not [key for key in bucket.list_keys() if "exact" in key]
+    assert list((tmp_path / "cache" / "vicuna-ray" / "models" / "outputs").iterdir()) == []
+
+
+def test_what_is_not_ours_on_s3_stays(bucket: Bucket, tmp_path: Path) -> None:
+    model = models.write(tmp_path / "model", models.tensors(1))
+    bucket.write("notes/text", "kept")
+    with pytest.raises(ConfigError, match=r"output: 's3://.*/notes' has no origin.json: it is not ours to replace"):
+        run("to-safetensors", model, f"{bucket.uri}/notes")
+    with pytest.raises(ConfigError, match=r"output: 's3://.*' is a whole bucket; valid: s3://bucket/key"):
+        run("to-safetensors", model, bucket.uri)
+    with pytest.raises(OSError, match=r"Bucket 'no-such-bucket' not found|NoSuchBucket|bucket does not exist"):
+        run("to-safetensors", model, "s3://no-such-bucket/model")
+
+
+def test_a_copy_to_s3_that_breaks_leaves_what_was_there(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = models.write(tmp_path / "small", models.tensors(1))
+    uri = f"{bucket.uri}/model"
+    run("to-safetensors", small, uri)
+    before = bucket.list_keys()
+    copy = fs.copy_files
+
+    def breaks(source: str, target: str, *filesystems: fs.FileSystem, **options: object) -> None:
+        copy(source, target, *filesystems, **options)
+        if ".aside" in target and not target.startswith("/"):
+            raise OSError("the network is gone")
+
+    monkeypatch.setattr(fs, "copy_files", breaks)
+    other = models.write(tmp_path / "other", models.tensors(2))
+    with pytest.raises(OSError, match="the network is gone"):
+        run("to-safetensors", other, uri)
+    assert bucket.list_keys() == before
+    assert all(torch.equal(tensor, models.tensors(1)[name]) for name, tensor in TensorFiles(uri).stream())
+
+
+def test_a_model_that_is_being_replaced_on_s3_is_no_model(bucket: Bucket, tmp_path: Path) -> None:
+    uri = f"{bucket.uri}/model"
+    bucket.write("model/model.safetensors", "of the new one")
+    with pytest.raises(ModelError, match=r"there is no config\.json at that path"):
+        TensorFiles(uri)
