@@ -28,6 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_model(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_as_peft_merges_it(model: Path, tmp_path: Path, kind: str, form: str) -> None:
