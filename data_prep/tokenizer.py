@@ -81,7 +81,7 @@ def check_template(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -
     missing = [token for token in template.required_tokens if token not in encoders_of(tokenizer).specials]
     if missing:
         raise ConfigError(
-            f"data.template: {template.name!r} needs the special tokens {', '.join(missing)}, which the tokenizer lacks"
+            f"template: {template.name!r} needs the special tokens {', '.join(missing)}, which the tokenizer lacks"
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -47,3 +48,28 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {**s3.variables(s3_endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     return s3.Bucket(s3_endpoint, tmp_path.name)
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SentencePiece model with the settings of Llama's."""
+    place = tmp_path_factory.mktemp("sentencepiece")
+    lines = (f"the quick brown fox number {i} jumps over the lazy dog, hello world {i * 7}\n" for i in range(500))
+    (place / "text").write_text("".join(lines))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(place / "text"),
+        model_prefix=str(place / "tokenizer"),
+        vocab_size=380,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        split_digits=True,
+        minloglevel=2,
+    )
+    return place / "tokenizer.model"

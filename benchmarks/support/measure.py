@@ -19,15 +19,17 @@ class Measured:
     output: str
 
 
-def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Measured:
-    """Run `command` to its end.
+def measure(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, interval_s: float = 0.5
+) -> Measured:
+    """Run `command` to its end, looking at its memory every `interval_s` seconds.
 
     Raises:
         RuntimeError: it did not end well; with what it printed.
     """
     started = time.perf_counter()
     process = subprocess.Popen(command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    peak = _Peak(process.pid)
+    peak = _Peak(process.pid, interval_s)
     output, _ = process.communicate()
     seconds = time.perf_counter() - started
     peak_bytes = peak.stop()
@@ -39,7 +41,7 @@ def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd
 class _Peak:
     """Watches a process and its descendants in a thread."""
 
-    def __init__(self, pid: int, interval_s: float = 0.5) -> None:
+    def __init__(self, pid: int, interval_s: float) -> None:
         self._process = psutil.Process(pid)
         self._interval_s = interval_s
         self._bytes = 0

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import GenerationConfig
 
 from data_prep.chat_template import get_template
 from data_prep.errors import RunError
 from data_prep.folder import Folder
 from data_prep.manifest import read_manifest
 from data_prep.storage import check_replaceable, written_aside
-from data_prep.tokenizer import encoders_of, load_tokenizer
+from data_prep.tokenizer import load_tokenizer
+from ray_apps.language_files import write_language
 from ray_apps.lora import WEIGHTS, merged
 from ray_apps.model_dir import ORIGIN, SHARD_BYTES, local_model_dir, stream_tensors, write_tensors
 from ray_apps.models import check_causal_lm
@@ -109,23 +109,9 @@ def export(config: TrainConfig) -> Path:
             shutil.copy(base / "config.json", directory / "config.json")
         if (base / "tokenizer.model").exists():
             shutil.copy(base / "tokenizer.model", directory / "tokenizer.model")
-        _write_tokenizer(directory, config)
+        write_language(directory, load_tokenizer(config.model), get_template(read_manifest(config.dataset).template))
         (directory / ORIGIN).write_text(json.dumps(_origin(config, chosen.step), indent=2) + "\n")
     return Path(config.output)
-
-
-def _write_tokenizer(directory: Path, config: TrainConfig) -> None:
-    tokenizer = load_tokenizer(config.model)
-    template = get_template(read_manifest(config.dataset).template)
-    tokenizer.chat_template = template.jinja(opens_with_bos=bool(encoders_of(tokenizer).for_templates.bos))
-    tokenizer.save_pretrained(directory)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        stop_strings=list(template.stop_strings) or None,
-    ).save_pretrained(directory)
 
 
 def _weights(base: Path) -> Iterator[tuple[str, torch.Tensor]]:

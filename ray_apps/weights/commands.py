@@ -8,6 +8,7 @@ import click
 from ray_apps.engine.options import Quantization
 
 OUTPUT = click.argument("output")
+TEMPLATE = click.option("--template", metavar="NAME", help="Give it this chat template: vicuna_v1.1, llama-2, ...")
 
 
 class _Interrupted(click.ClickException):
@@ -34,7 +35,8 @@ def weights() -> None:
 @weights.command()
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @OUTPUT
-def convert_llama(source: Path, output: str) -> None:
+@TEMPLATE
+def convert_llama(source: Path, output: str, template: str | None) -> None:
     """Write Meta's original files of a Llama, SOURCE, as a model directory.
 
     SOURCE holds params.json and consolidated.NN.pth; tokenizer.model is in it or in the directory above. Example:
@@ -42,7 +44,7 @@ def convert_llama(source: Path, output: str) -> None:
     """
     from ray_apps.weights.convert import convert_llama
 
-    convert_llama(source, output)
+    convert_llama(source, output, template)
 
 
 @weights.command()
@@ -65,21 +67,23 @@ def make_delta(base: str, target: str, output: str, exact: bool) -> None:
 @click.argument("delta")
 @OUTPUT
 @click.option("--low-cpu-mem", is_flag=True, help="It is always so: one tensor of each is in memory.")
-def apply_delta(base: str, delta: str, output: str, low_cpu_mem: bool) -> None:
+@TEMPLATE
+def apply_delta(base: str, delta: str, output: str, low_cpu_mem: bool, template: str | None) -> None:
     """Write BASE + DELTA, a plain one or an exact one; tokenizer, config and chat template are those of DELTA.
 
     Example: vicuna weights apply-delta llama-7b lmsys/vicuna-7b-delta-v1.1 vicuna-7b
     """
     from ray_apps.weights.convert import apply_delta
 
-    apply_delta(base, delta, output)
+    apply_delta(base, delta, output, template)
 
 
 @weights.command()
 @click.argument("base")
 @click.argument("adapter")
 @OUTPUT
-def merge_lora(base: str, adapter: str, output: str) -> None:
+@TEMPLATE
+def merge_lora(base: str, adapter: str, output: str, template: str | None) -> None:
     """Write BASE with ADAPTER, a directory of peft's, added to its weights.
 
     Tokenizer, chat template and generation config are those of ADAPTER where it has them.
@@ -88,7 +92,7 @@ def merge_lora(base: str, adapter: str, output: str) -> None:
     """
     from ray_apps.weights.convert import merge_lora
 
-    merge_lora(base, adapter, output)
+    merge_lora(base, adapter, output, template)
 
 
 @weights.command()
@@ -108,11 +112,12 @@ def quantize(model: str, output: str, form: Quantization) -> None:
 @weights.command()
 @click.argument("model")
 @OUTPUT
-def to_safetensors(model: str, output: str) -> None:
+@TEMPLATE
+def to_safetensors(model: str, output: str, template: str | None) -> None:
     """Write MODEL with its weights as safetensors; its other files stay as they are."""
     from ray_apps.weights.convert import to_safetensors
 
-    to_safetensors(model, output)
+    to_safetensors(model, output, template)
 
 
 @weights.command()

@@ -213,9 +213,8 @@ def test_a_run_goes_on_in_another_region_whoever_dies(
     assert starts[0] == 0 < starts[1] < STEPS
     trained = {record["step"]: record["loss"] for record in run.read_metrics() if "loss" in record}
     assert list(trained.values()) == pytest.approx(losses(fixed), abs=1e-3)
-    assert {"store/model/config.json", "store/model/model.safetensors", "store/model/origin.json"} <= {
-        *bucket.list_keys()
-    }
+    exported = {f"store/model/{name}" for name in ("config.json", "model.safetensors", "origin.json")}
+    assert exported <= {*bucket.list_keys()}
     assert machines() == {}
     _, alive = psutil.wait_procs(started, timeout=10)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

@@ -8,79 +8,13 @@ import sentencepiece
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.errors import ModelError
-from ray_apps.weights.meta import NAMES
+from data_prep.errors import ConfigError, ModelError
+from tests.ray_apps.weights.published import llama, write_hub, write_meta
 from tests.ray_apps.weights.test_delta import run
 
 TEXTS = ["hello world 42", "the  fox\n\njumps é漢", " lead", "   x", "", "\ttab"]
-
-
-@pytest.fixture(scope="session")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SentencePiece model with the settings of Llama's."""
-    place = tmp_path_factory.mktemp("sentencepiece")
-    lines = (f"the quick brown fox number {i} jumps over the lazy dog, hello world {i * 7}\n" for i in range(500))
-    (place / "text").write_text("".join(lines))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(place / "text"),
-        model_prefix=str(place / "tokenizer"),
-        vocab_size=380,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        split_digits=True,
-        minloglevel=2,
-    )
-    return place / "tokenizer.model"
-
-
-def llama(num_key_value_heads: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            num_key_value_heads=num_key_value_heads,
-            vocab_size=380,
-            rms_norm_eps=1e-5,
-        )
-    ).eval()
-
-
-def write_meta(directory: Path, model: LlamaForCausalLM, num_parts: int, tokenizer: Path) -> None:
-    """What Meta's trainer would have saved, one file for each of its devices."""
-    directory.mkdir(parents=True)
-    config = model.config
-    parts: list[dict[str, torch.Tensor]] = [{"rope.freqs": torch.ones(2)} for _ in range(num_parts)]
-    theirs = {name: (meta, axis) for meta, (name, axis) in NAMES.items()}
-    for name, tensor in model.state_dict().items():
-        layer = name.split(".")[2] if name.startswith("model.layers.") else None
-        inner = name.removesuffix(".weight")
-        meta, axis = theirs[inner.removeprefix(f"model.layers.{layer}.") if layer else inner]
-        if meta in ("attention.wq", "attention.wk"):
-            heads = config.num_attention_heads if meta == "attention.wq" else config.num_key_value_heads
-            rows, columns = tensor.shape
-            tensor = tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
-        pieces = [tensor] * num_parts if axis is None else tensor.chunk(num_parts, dim=axis)
-        for part, piece in zip(parts, pieces, strict=True):
-            part[f"layers.{layer}.{meta}.weight" if layer else f"{meta}.weight"] = piece.clone()
-    for number, part in enumerate(parts):
-        torch.save(part, directory / f"consolidated.{number:02d}.pth")
-    params = {"dim": 32, "n_layers": 2, "n_heads": 8, "norm_eps": 1e-5, "vocab_size": -1, "multiple_of": 16}
-    if config.num_key_value_heads != 8:
-        params["n_kv_heads"] = config.num_key_value_heads
-    (directory / "params.json").write_text(json.dumps(params))
-    (directory.parent / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
@@ -114,6 +48,41 @@ def test_the_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     assert ids == (1, 2, 0)
     assert "" not in tokenizer.all_special_tokens
     assert len(tokenizer) == 380
+
+
+@pytest.mark.parametrize("has_pad", [False, True])
+def test_a_slow_tokenizer_gets_a_fast_one_with_the_same_ids(tmp_path: Path, sentences: Path, has_pad: bool) -> None:
+    """And a space before what follows a special token, as Vicuna was trained; `[PAD]` as in its first version."""
+    model = llama(vocab_size=381 if has_pad else 380)
+    old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin-shards")
+    run("to-safetensors", old, str(tmp_path / "output"), "--template", "vicuna_v1.1")
+    made = AutoTokenizer.from_pretrained(tmp_path / "output")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(sentences))
+    for text in TEXTS:
+        assert made(text).input_ids == [1, *reference.encode(text)]
+    assert made("one</s>two").input_ids == [1, *reference.encode("one"), 2, *reference.encode("two")]
+    assert made.pad_token_id == (380 if has_pad else None)
+    chat = [{"role": "user", "content": "hello"}]
+    prompt = made.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("questions. USER: hello ASSISTANT:")
+    assert json.loads((tmp_path / "output" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_what_is_wrong_with_a_tokenizer_or_template_is_said(tmp_path: Path, sentences: Path) -> None:
+    model = llama(vocab_size=381)
+    old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin")
+    output = str(tmp_path / "output")
+    with pytest.raises(ConfigError, match="template: 'vicuna' is unknown; valid: chatml"):
+        run("to-safetensors", old, output, "--template", "vicuna")
+    with pytest.raises(ConfigError, match=r"template: 'chatml' needs the special tokens <\|im_start\|>"):
+        run("to-safetensors", old, output, "--template", "chatml")
+    (tmp_path / "old" / "added_tokens.json").write_text('{"[PAD]": 400}')
+    with pytest.raises(ModelError, match=r"added token '\[PAD\]' has the id 400, which is not the next one"):
+        run("to-safetensors", old, output)
+    (tmp_path / "old" / "added_tokens.json").write_text("{")
+    with pytest.raises(ModelError, match=r"added_tokens\.json: "):
+        run("to-safetensors", old, output)
+    assert not (tmp_path / "output").exists()
 
 
 @given(

@@ -1,0 +1,104 @@
+"""Llama's SentencePiece model as a tokenizer of `transformers`, with the same ids for the same text.
+
+Like the slow tokenizer that Llama and Vicuna were trained with, it puts a space before a text, whether it begins with
+one or not, and before what follows a special token.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tokenizers import AddedToken, decoders, normalizers
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+from data_prep.errors import ModelError
+
+MODEL = "tokenizer.model"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What SentencePiece writes for a space."""
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+CLASSES = ("LlamaTokenizer", "LLaMATokenizer", "LlamaTokenizerFast")
+
+
+def convert_tokenizer(
+    file: Path,
+    directory: Path,
+    max_length: int,
+    *,
+    added: Mapping[str, int] | None = None,
+    **fields: Any,
+) -> None:
+    """Write the tokenizer of Meta's `tokenizer.model` to a model directory, and keep the file beside it.
+
+    It begins a text with BOS.
+
+    Args:
+        max_length: in tokens.
+        added: special tokens beside SentencePiece's own, and their ids.
+        fields: of `PreTrainedTokenizerFast`.
+
+    Raises:
+        ModelError: it is no SentencePiece model, or the ids are not the next ones.
+    """
+    content = file.read_bytes()
+    with TemporaryDirectory() as place:
+        (Path(place) / MODEL).write_bytes(content)
+        try:
+            read = LlamaTokenizer.from_pretrained(place, add_bos_token=True)
+        except Exception as error:
+            raise ModelError(f"{file}: no SentencePiece model: {error}") from None
+    backend = read.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    backend.pre_tokenizer = None
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    others = dict(sorted((added or {}).items(), key=lambda item: item[1]))
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (*SPECIALS.values(), *others)])
+    for token, index in others.items():
+        if backend.token_to_id(token) != index:
+            raise ModelError(f"{file.parent}: added token {token!r} has the id {index}, which is not the next one")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **SPECIALS,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        **fields,
+    )
+    tokenizer.save_pretrained(directory)
+    (directory / MODEL).write_bytes(content)
+
+
+def complete_tokenizer(directory: Path) -> None:
+    """Write the `tokenizer.json` that a directory with Llama's slow tokenizer lacks, if it is such a one.
+
+    What `transformers` makes of these itself has other ids where a text begins with a space or follows a special token.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    settings = _read(directory / "tokenizer_config.json")
+    is_slow = (directory / MODEL).is_file() and not (directory / "tokenizer.json").exists()
+    if not is_slow or settings.get("tokenizer_class") not in CLASSES or settings.get("legacy") is False:
+        return
+    pad = _read(directory / "special_tokens_map.json").get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    convert_tokenizer(
+        directory / MODEL,
+        directory,
+        min(int(settings.get("model_max_length") or 2048), 2**31),
+        added=_read(directory / "added_tokens.json"),
+        pad_token=pad or None,
+        chat_template=settings.get("chat_template"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: {error}") from None
