@@ -28,7 +28,7 @@ from ray_apps.weights.tensor_files import TensorFiles
 CONFIG = LlamaConfig(
     hidden_size=2048,
     intermediate_size=5632,
-    num_hidden_layers=22,
+    num_hidden_layers=17,
     num_attention_heads=32,
     num_key_value_heads=32,
     vocab_size=32000,
@@ -69,7 +69,12 @@ def sentencepiece_model(folder: Path) -> Path:
     text = folder / "text"
     text.write_text("".join(f"chat number {i} of {i * 7} asks and answers\n" for i in range(500)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=300, model_type="bpe", byte_fallback=True
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
     )
     return folder / "tokenizer.model"
 

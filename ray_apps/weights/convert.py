@@ -6,11 +6,11 @@ from pathlib import Path
 from data_prep.chat_template import ChatTemplate, get_template
 from data_prep.errors import ModelError
 from data_prep.storage import local_model
-from data_prep.tokenizer import load_tokenizer
 from ray_apps.engine.options import Quantization
 from ray_apps.model_dir import write_tensors
 from ray_apps.weights import delta as deltas
 from ray_apps.weights.exact import apply_exact, is_exact, make_exact, num_bytes
+from ray_apps.weights.llama_tokenizer import MODEL, complete_tokenizer, convert_tokenizer
 from ray_apps.weights.output import copy_files, written_model
 from ray_apps.weights.tensor_files import FILES, TensorFiles
 from ray_apps.weights.tensor_writer import write_model
@@ -103,7 +103,6 @@ def convert_llama(source: Path, output: str, template: str | None = None) -> Non
         ModelError: a file is missing or not whole.
         ConfigError: as `apply_delta`.
     """
-    from ray_apps.weights.llama_tokenizer import MODEL, convert_tokenizer
     from ray_apps.weights.meta import MetaLlama
 
     chosen = _template(template)
@@ -127,9 +126,9 @@ def _template(name: str | None) -> ChatTemplate | None:
 
 def _complete(directory: Path, template: ChatTemplate | None) -> None:
     """Give the model the tokenizer and the chat template that it lacks."""
-    from ray_apps.language_files import write_language
-    from ray_apps.weights.llama_tokenizer import complete_tokenizer
-
     complete_tokenizer(directory)
     if template is not None:
+        from data_prep.tokenizer import load_tokenizer
+        from ray_apps.language_files import write_language
+
         write_language(directory, load_tokenizer(str(directory)), template)

@@ -10,9 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenizers import AddedToken, decoders, normalizers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
-
 from data_prep.errors import ModelError
 
 MODEL = "tokenizer.model"
@@ -42,6 +39,9 @@ def convert_tokenizer(
     Raises:
         ModelError: it is no SentencePiece model, or the ids are not the next ones.
     """
+    from tokenizers import AddedToken, decoders, normalizers
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
     content = file.read_bytes()
     with TemporaryDirectory() as place:
         (Path(place) / MODEL).write_bytes(content)

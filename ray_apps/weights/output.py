@@ -105,7 +105,7 @@ def _publish(directory: Path, target: Folder) -> None:
         names = {path.name for path in directory.iterdir()}
         for old in sorted({CONFIG, *target.sizes().keys() - names}):
             target.remove_file(old)
-        for file in sorted(names, key=lambda file: file == CONFIG):
+        for file in sorted(names, key=lambda file: (file == CONFIG, file != ORIGIN)):
             filesystem.move(f"{aside}/{file}", f"{target.path}/{file}")
     finally:
         if filesystem.get_file_info(aside).type != fs.FileType.NotFound:
