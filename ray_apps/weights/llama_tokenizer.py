@@ -85,13 +85,13 @@ def complete_tokenizer(directory: Path) -> None:
         return
     pad = _read(directory / "special_tokens_map.json").get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
+    fields = {"pad_token": pad, "chat_template": settings.get("chat_template")}
     convert_tokenizer(
         directory / MODEL,
         directory,
         min(int(settings.get("model_max_length") or 2048), 2**31),
         added=_read(directory / "added_tokens.json"),
-        pad_token=pad or None,
-        chat_template=settings.get("chat_template"),
+        **{name: value for name, value in fields.items() if value},
     )
 
 

@@ -127,7 +127,7 @@ def _hint(command: str, directory: Path) -> str:
     """What a model lacks that is made to be talked with."""
     settings = directory / "tokenizer_config.json"
     has_template = (directory / "chat_template.jinja").exists() or (
-        settings.exists() and "chat_template" in json.loads(settings.read_text())
+        settings.exists() and json.loads(settings.read_text()).get("chat_template")
     )
     is_for_chats = command in ("apply-delta", "merge-lora")
     return "; it has no chat template, --template gives it one" if is_for_chats and not has_template else ""
