@@ -6,7 +6,8 @@ VicunaError
 ├── ModelError     a model directory, path or hub id cannot be used
 ├── RunError       a training run cannot start, resume or be exported
 ├── ServeError     an endpoint cannot be started
-└── SpotError      machines cannot be had, or not within the limits
+├── SpotError      machines cannot be had, or not within the limits
+└── ChatError      a model that is talked with does not answer, or a saved chat cannot be read
 """
 
 
@@ -36,3 +37,7 @@ class ServeError(VicunaError):
 
 class SpotError(VicunaError):
     """Machines cannot be had, or not within the limits of cost and time."""
+
+
+class ChatError(VicunaError):
+    """There is no answer, or no such chat. The message says why in words a person who chats understands."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from data_prep.errors import VicunaError
+from ray_apps.chat.command_line import chat
 from ray_apps.options import FRESH, OVERRIDES
 from ray_apps.spot.commands import spot
 from ray_apps.weights.commands import weights
@@ -229,6 +230,7 @@ def doctor(recipe: str | None, as_json: bool, wait_s: float, overrides: tuple[st
         sys.exit(1)
 
 
+vicuna.add_command(chat)
 vicuna.add_command(spot)
 vicuna.add_command(weights)
 

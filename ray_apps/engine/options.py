@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ray_apps.machine import usable_cpus
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["int8", "nf4"]
 
