@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from data_prep.errors import ChatError, ConfigError
+from data_prep.storage import cache_directory
 from ray_apps.chat.keyboard import Keyboard, Pipe
 from ray_apps.chat.session import Session
 from ray_apps.chat.styles import StyleName, build_style
@@ -26,6 +27,8 @@ USUAL = Sampling()
 @click.option("--temperature", type=click.FloatRange(0, 2), default=USUAL.temperature, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=USUAL.top_p, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=USUAL.max_tokens, show_default=True)
+@click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=USUAL.repetition_penalty)
+@click.option("--no-history", is_flag=True, help="Do not keep what is typed.")
 @click.option("--multiline", is_flag=True, help="Escape and then Enter sends. Of a pipe, all of it is one message.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--num-gpus", type=click.IntRange(1), default=1, help="Spread the model's layers over so many.")
@@ -41,6 +44,8 @@ def chat(
     temperature: float,
     top_p: float,
     max_new_tokens: int,
+    repetition_penalty: float,
+    no_history: bool,
     multiline: bool,
     **placement: Any,
 ) -> None:
@@ -55,10 +60,12 @@ def chat(
     chosen = style or ("rich" if is_terminal else "simple")
     talker = _talker(model, url, model_name, placement)
     try:
-        sampling = Sampling(temperature, top_p, max_new_tokens)
+        sampling = Sampling(temperature, top_p, max_new_tokens, repetition_penalty)
         session = Session(talker, build_style(chosen, is_terminal=is_terminal), sampling, system)
         types = is_terminal and chosen != "programmatic"
-        session.run(Keyboard("> ", is_multiline=multiline) if types else Pipe(sys.stdin, is_multiline=multiline))
+        history = None if no_history else cache_directory().parent / "chat_history"
+        keyboard = Keyboard("> ", history, is_multiline=multiline) if types else None
+        session.run(keyboard or Pipe(sys.stdin, is_multiline=multiline))
     finally:
         talker.close()
     if session.has_failed and not is_terminal:

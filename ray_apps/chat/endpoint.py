@@ -36,7 +36,7 @@ class Endpoint:
 
     def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str | Ending]:
         """See `Talker`."""
-        body = {
+        body: dict[str, Any] = {
             "model": self.name,
             "messages": list(messages),
             "temperature": sampling.temperature,
@@ -45,6 +45,8 @@ class Endpoint:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if sampling.repetition_penalty != 1:
+            body["repetition_penalty"] = sampling.repetition_penalty
         try:
             with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as response:
                 if not response.is_success:

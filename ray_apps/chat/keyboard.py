@@ -3,23 +3,24 @@
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.storage import cache_directory
-
 
 class Keyboard:
-    """A terminal. Lines are kept, and come back with the arrows; wide characters and input methods work.
+    """A terminal. What was typed comes back with the arrows; wide characters and input methods work.
 
-    `is_multiline`: Enter begins a line, Escape and then Enter sends.
+    Args:
+        history: the file in which it is kept; None keeps it for this chat only.
+        is_multiline: Enter begins a line, Escape and then Enter sends.
     """
 
-    def __init__(self, prompt: str, *, is_multiline: bool, history: Path | None = None) -> None:
+    def __init__(self, prompt: str, history: Path | None, *, is_multiline: bool) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory
 
-        path = history or cache_directory().parent / "chat_history"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if history is not None:
+            history.parent.mkdir(parents=True, exist_ok=True)
+        kept = None if history is None else FileHistory(str(history))
         self._prompt = prompt
-        self._session: PromptSession[str] = PromptSession(history=FileHistory(str(path)), multiline=is_multiline)
+        self._session: PromptSession[str] = PromptSession(history=kept, multiline=is_multiline)
 
     def read(self, *, edited: str = "") -> str | None:
         """See `Reader`. Ctrl-C gives up what was typed."""

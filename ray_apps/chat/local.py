@@ -32,7 +32,10 @@ class LocalModel:
         if room < min(sampling.max_tokens, self._engine.max_model_len // 8):
             raise TooLongError(f"the chat is {len(ids)} tokens, of {self._engine.max_model_len} that the model reads")
         params = SamplingParams(
-            max_tokens=min(sampling.max_tokens, room), temperature=sampling.temperature, top_p=sampling.top_p
+            max_tokens=min(sampling.max_tokens, room),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
         )
         request = GenerationRequest(uuid.uuid4().hex, tuple(ids), params)
         results: queue.SimpleQueue[Result] = queue.SimpleQueue()

@@ -26,6 +26,7 @@ class LiveMarkdown:
         self._text += text
         end = whole_blocks(self._text)
         if end:
+            self._live.update(Group(), refresh=True)  # or what is drawn scrolls away below what is printed
             self._console.print(Markdown(self._text[:end]))
             self._console.print()
             self._text = self._text[end:]
@@ -33,7 +34,7 @@ class LiveMarkdown:
 
     def finish(self) -> None:
         """Print the rest."""
-        self._live.update(Group())
+        self._live.update(Group(), refresh=True)
         self._live.stop()
         if self._text.strip():
             self._console.print(Markdown(self._text))

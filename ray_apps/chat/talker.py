@@ -14,11 +14,15 @@ class TooLongError(ChatError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer is chosen: see OpenAI's fields of these names."""
+    """How an answer is chosen: see OpenAI's fields of these names.
+
+    `repetition_penalty` is not OpenAI's, and not sent if it is 1.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
     max_tokens: int = 512
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
