@@ -187,22 +187,16 @@ class DecontaminationSettings(Settings):
 
 
 class ModerationSettings(Settings):
-    """Chats that a moderator flags are left out."""
+    """Who is asked whether a text is fit. Chats that are flagged are left out."""
 
     kind: Literal["off", "local", "openai"] = "off"
-    """`local`: patterns of a file. `openai`: the moderation endpoint at `base_url`, its key in `OPENAI_API_KEY`."""
+    """`local`: on this machine. `openai`: the moderation endpoint at `base_url`, its key in `OPENAI_API_KEY`."""
     patterns: DiskPath | None = None
-    """For `local`: YAML of regular expressions by category."""
+    """For `local`: YAML of regular expressions by category, instead of the model that comes with a package."""
     base_url: str = "https://api.openai.com/v1"
     """For `openai`: where the endpoint is."""
     model: str = "omni-moderation-latest"
     """For `openai`: which moderator."""
-
-    @model_validator(mode="after")
-    def _has_patterns(self) -> Self:
-        if self.kind == "local" and self.patterns is None:
-            raise ValueError("patterns: is required for kind 'local'")
-        return self
 
 
 class DataConfig(Settings):

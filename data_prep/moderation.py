@@ -1,13 +1,15 @@
-"""Who judges whether a chat is fit to be trained on, behind one Protocol.
+"""Who judges whether a text is fit to be trained on, asked or answered, behind one Protocol.
 
-A moderator that cannot be reached stops the job: no chat is flagged, and none passes, for want of an answer.
+A moderator that cannot be reached raises: nothing is flagged, and nothing passes, for want of an answer.
 """
 
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,30 +20,74 @@ from data_prep.config import ModerationSettings
 from data_prep.conversation import Conversation
 from data_prep.errors import ConfigError, DataError
 
+CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+"""Those of OpenAI's moderation API. A moderator may have others."""
+
 _TRIES = 5
 _MAX_WAIT_S = 30.0
 _CHARACTERS = 20_000  # of one text the endpoint is asked about
 _TEXTS = 32  # in one request
 _REQUESTS = 4  # at a time
+_SENTENCE_END = re.compile(r"(?<=[.!?\n])\s+")
+_SENTENCE = 400  # characters at most
+
+
+class ModerationError(DataError):
+    """A moderator cannot be asked, or gives no verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a moderator holds of a text: `scores` by category, 0 to 1, and which it flags by its own measure."""
+
+    scores: Mapping[str, float]
+    flagged: frozenset[str] = frozenset()
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> frozenset[str]:
+        """The categories that count: those with a threshold by their score, the others by the moderator's measure."""
+        by_score = {name for name, least in thresholds.items() if self.scores.get(name, 0.0) >= least}
+        return frozenset(by_score | (self.flagged - thresholds.keys()))
 
 
 class Moderator(Protocol):
-    """Judges chats."""
+    """Judges texts."""
 
-    def flags(self, conversations: Sequence[Conversation]) -> list[str | None]:
-        """For each chat why it is flagged, None if it is not.
+    @property
+    def assessed(self) -> Sequence[str]:
+        """The categories that it knows of; it has nothing to say of others."""
+        ...
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """A judgement for each text.
 
         Raises:
-            DataError: the moderator cannot be asked.
+            ModerationError: the moderator cannot be asked.
         """
+        ...
 
 
 class NoModerator:
     """Flags nothing."""
 
-    def flags(self, conversations: Sequence[Conversation]) -> list[str | None]:
+    assessed: Sequence[str] = ()
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """See `Moderator`."""
-        return [None] * len(conversations)
+        return [Judgement({})] * len(texts)
 
 
 class PatternModerator:
@@ -49,41 +95,81 @@ class PatternModerator:
 
     def __init__(self, patterns: dict[str, re.Pattern[str]]) -> None:
         self._patterns = patterns
+        self.assessed = list(patterns)
 
-    def flags(self, conversations: Sequence[Conversation]) -> list[str | None]:
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """See `Moderator`."""
-        return [self._flag(_text(conversation)) for conversation in conversations]
+        return [self._judge(text) for text in texts]
 
-    def _flag(self, text: str) -> str | None:
-        return next((category for category, pattern in self._patterns.items() if pattern.search(text)), None)
+    def _judge(self, text: str) -> Judgement:
+        found = {category: float(bool(pattern.search(text))) for category, pattern in self._patterns.items()}
+        return Judgement(found, frozenset(category for category, score in found.items() if score))
+
+
+class ToxicityModerator:
+    """Flags insults, threats and profanity in English, as harassment, by the model in the package alt-profanity-check.
+
+    A linear classifier of words, trained on comments that people labelled; works offline. It is asked sentence by
+    sentence. Of the other categories, and of other languages, it knows nothing.
+    """
+
+    assessed: Sequence[str] = ("harassment",)
+
+    def __init__(self) -> None:
+        from profanity_check import predict_prob
+
+        self._predict = predict_prob
+
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """See `Moderator`."""
+        sentences = [(number, sentence) for number, text in enumerate(texts) for sentence in _sentences(text)]
+        scores = [0.0] * len(texts)
+        if sentences:
+            likely = self._predict([sentence for _, sentence in sentences])
+            for (number, _), score in zip(sentences, likely, strict=True):
+                scores[number] = max(scores[number], float(score))
+        return [Judgement({"harassment": score}, _if(score >= 0.5, "harassment")) for score in scores]
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Those that say anything; a very long one in pieces."""
+    for sentence in filter(None, _SENTENCE_END.split(text)):
+        yield from _pieces(sentence, _SENTENCE)
+
+
+def _if(holds: bool, category: str) -> frozenset[str]:
+    return frozenset({category} if holds else ())
 
 
 class OpenAiModerator:
     """Asks an endpoint of OpenAI's moderation API. Rate limits and failures are waited out, `Retry-After` honoured."""
 
-    def __init__(self, base_url: str, model: str, key: str, *, max_wait_s: float = _MAX_WAIT_S) -> None:
+    assessed: Sequence[str] = CATEGORIES
+
+    def __init__(
+        self, base_url: str, model: str, key: str, *, max_wait_s: float = _MAX_WAIT_S, tries: int = _TRIES
+    ) -> None:
         self._url = f"{base_url.rstrip('/')}/moderations"
         self._model = model
         self._headers = {"Authorization": f"Bearer {key}"}
         self._max_wait_s = max_wait_s
+        self._tries = tries
 
-    def flags(self, conversations: Sequence[Conversation]) -> list[str | None]:
+    def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """See `Moderator`."""
-        pieces = [
-            (index, piece) for index, conversation in enumerate(conversations) for piece in _pieces(_text(conversation))
-        ]
+        pieces = [(number, piece) for number, text in enumerate(texts) for piece in _pieces(text, _CHARACTERS)]
         batches = [pieces[start : start + _TEXTS] for start in range(0, len(pieces), _TEXTS)]
-        flags: list[str | None] = [None] * len(conversations)
+        judged: list[Judgement] = [Judgement({})] * len(texts)
         with httpx.Client(headers=self._headers, timeout=60) as client, ThreadPoolExecutor(_REQUESTS) as pool:
             verdicts = pool.map(lambda batch: self._ask(client, [text for _, text in batch]), batches)
             for batch, batch_verdicts in zip(batches, verdicts, strict=True):
-                for (index, _), verdict in zip(batch, batch_verdicts, strict=True):
-                    flags[index] = flags[index] or verdict
-        return flags
+                for (number, _), verdict in zip(batch, batch_verdicts, strict=True):
+                    judged[number] = _worse(judged[number], verdict)
+        return judged
 
-    def _ask(self, client: httpx.Client, texts: list[str]) -> list[str | None]:
+    def _ask(self, client: httpx.Client, texts: list[str]) -> list[Judgement]:
         problem, wait_s = "", 0.0
-        for attempt in range(_TRIES):
+        for attempt in range(self._tries):
             time.sleep(min(self._max_wait_s, wait_s))
             wait_s = 2.0**attempt
             try:
@@ -97,24 +183,31 @@ class OpenAiModerator:
             if response.status_code not in (408, 429) and response.status_code < 500:
                 break
             wait_s = _retry_after(response) or wait_s
-        raise DataError(f"data.moderation: {self._url} does not answer: {problem}")
+        raise ModerationError(f"moderation: {self._url} does not answer: {problem}")
 
 
-def _verdicts(response: httpx.Response, expected: int, url: str) -> list[str | None]:
+def _verdicts(response: httpx.Response, expected: int, url: str) -> list[Judgement]:
     try:
         results: list[Any] = response.json()["results"]
         verdicts = [_verdict(result) for result in results]
     except (ValueError, KeyError, TypeError, AttributeError):
         verdicts = []
     if len(verdicts) != expected:
-        raise DataError(f"data.moderation: {url} gave no verdict for each of {expected} texts")
+        raise ModerationError(f"moderation: {url} gave no verdict for each of {expected} texts")
     return verdicts
 
 
-def _verdict(result: dict[str, Any]) -> str | None:
-    if not result["flagged"]:
-        return None
-    return ", ".join(sorted(name for name, hit in result.get("categories", {}).items() if hit)) or "flagged"
+def _verdict(result: dict[str, Any]) -> Judgement:
+    hits = frozenset(name for name, hit in (result.get("categories") or {}).items() if hit)
+    scores = {str(name): float(score or 0) for name, score in (result.get("category_scores") or {}).items()}
+    flagged = hits or frozenset({"flagged"}) if result["flagged"] else frozenset()
+    return Judgement(dict.fromkeys(flagged, 1.0) | scores, flagged)
+
+
+def _worse(one: Judgement, other: Judgement) -> Judgement:
+    names = one.scores.keys() | other.scores.keys()
+    scores = {name: max(one.scores.get(name, 0.0), other.scores.get(name, 0.0)) for name in sorted(names)}
+    return Judgement(scores, one.flagged | other.flagged)
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -122,33 +215,46 @@ def _retry_after(response: httpx.Response) -> float | None:
     return float(value) if value.replace(".", "", 1).isdigit() else None
 
 
-def _text(conversation: Conversation) -> str:
-    return "\n".join(message.content for message in conversation.messages)
+def flag_chats(moderator: Moderator, conversations: Sequence[Conversation]) -> list[str | None]:
+    """For each chat why it is flagged, None if it is not.
+
+    Raises:
+        ModerationError: the moderator cannot be asked.
+    """
+    texts = ["\n".join(message.content for message in conversation.messages) for conversation in conversations]
+    return [", ".join(sorted(judgement.flagged)) or None for judgement in moderator.judge(texts)]
 
 
-def _pieces(text: str) -> Iterator[str]:
-    for start in range(0, max(1, len(text)), _CHARACTERS):
-        yield text[start : start + _CHARACTERS]
+def _pieces(text: str, size: int) -> Iterator[str]:
+    for start in range(0, max(1, len(text)), size):
+        yield text[start : start + size]
 
 
-def build_moderator(settings: ModerationSettings) -> Moderator:
+def build_moderator(settings: ModerationSettings, field: str = "data.moderation") -> Moderator:
     """The moderator that `settings` name.
 
     Raises:
-        ConfigError: its patterns or its key are missing or wrong.
+        ConfigError: its patterns, its package or its key are missing or wrong; naming `field`.
     """
-    if settings.kind == "openai":
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise ConfigError("data.moderation.kind: 'openai' needs the environment variable OPENAI_API_KEY")
-        return OpenAiModerator(settings.base_url, settings.model, key)
-    return (
-        PatternModerator(_load_patterns(Path(settings.patterns or ""))) if settings.kind == "local" else NoModerator()
-    )
+    match settings.kind:
+        case "off":
+            return NoModerator()
+        case "local" if settings.patterns:
+            return PatternModerator(_load_patterns(Path(settings.patterns), f"{field}.patterns"))
+        case "local":
+            if find_spec("profanity_check") is None:
+                raise ConfigError(
+                    f"{field}.kind: 'local' needs {field}.patterns, or the package alt-profanity-check; run "
+                    "`pip install 'vicuna-ray[moderation]'`"
+                )
+            return ToxicityModerator()
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
+        raise ConfigError(f"{field}.kind: 'openai' needs the environment variable OPENAI_API_KEY")
+    return OpenAiModerator(settings.base_url, settings.model, key)
 
 
-def _load_patterns(path: Path) -> dict[str, re.Pattern[str]]:
-    field = "data.moderation.patterns"
+def _load_patterns(path: Path, field: str) -> dict[str, re.Pattern[str]]:
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -22,7 +22,7 @@ from data_prep.encode import EncodedChat, Memo, encode_chats
 from data_prep.encoders import Encoders
 from data_prep.filters import detect_language, drop_reason, mask_bad_answers, repair_order
 from data_prep.html_to_markdown import html_to_markdown
-from data_prep.moderation import Moderator
+from data_prep.moderation import Moderator, flag_chats
 from data_prep.pack import Document, Row, make_rows
 from data_prep.split import is_held_out, num_copies, split_conversation
 
@@ -170,7 +170,7 @@ class _Work:
             yield position, masked
 
     def _moderated(self, chats: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
-        flags = self.preparation.moderator.flags([conversation for _, conversation in chats])
+        flags = flag_chats(self.preparation.moderator, [conversation for _, conversation in chats])
         for (position, conversation), flag in zip(chats, flags, strict=True):
             if flag is not None:
                 self._reject(position, conversation.id, 0, DropReason.MODERATION, flag)

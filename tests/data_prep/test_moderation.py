@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 
+from data_prep import moderation
 from data_prep.config import ModerationSettings
 from data_prep.conversation import Conversation, Message, Role
 from data_prep.errors import ConfigError, DataError
-from data_prep.moderation import NoModerator, OpenAiModerator, PatternModerator, build_moderator
+from data_prep.moderation import (
+    Judgement,
+    NoModerator,
+    OpenAiModerator,
+    PatternModerator,
+    ToxicityModerator,
+    build_moderator,
+    flag_chats,
+)
 
 
 def chat(text: str) -> Conversation:
@@ -70,14 +79,14 @@ def endpoint() -> Iterator[Endpoint]:
 def test_off_flags_nothing() -> None:
     moderator = build_moderator(ModerationSettings())
     assert isinstance(moderator, NoModerator)
-    assert moderator.flags(CHATS) == [None] * 4
+    assert flag_chats(moderator, CHATS) == [None] * 4
 
 
 def test_patterns_flag_with_their_category(tmp_path: Path) -> None:
     (tmp_path / "patterns.yaml").write_text("insult: ['\\bbad\\b']\nother: [worse, worst]\n")
     moderator = build_moderator(ModerationSettings(kind="local", patterns=str(tmp_path / "patterns.yaml")))
     assert isinstance(moderator, PatternModerator)
-    assert moderator.flags(CHATS) == [None, "insult", None, "other"]
+    assert flag_chats(moderator, CHATS) == [None, "insult", None, "other"]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +109,9 @@ def test_missing_pieces_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         build_moderator(ModerationSettings(kind="openai"))
-    with pytest.raises(ConfigError, match="patterns: is required for kind 'local'"):
-        ModerationSettings.parse({"kind": "local"})
+    monkeypatch.setattr(moderation, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'local' needs data.moderation.patterns, or the package"):
+        build_moderator(ModerationSettings(kind="local"))
     with pytest.raises(ConfigError, match="No such file"):
         build_moderator(ModerationSettings(kind="local", patterns="/nowhere.yaml"))
 
@@ -109,7 +119,7 @@ def test_missing_pieces_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_endpoint_is_asked_in_its_own_form(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     moderator = build_moderator(ModerationSettings(kind="openai", base_url=endpoint.url))
-    assert moderator.flags(CHATS) == [None, "hate", None, "hate"]
+    assert flag_chats(moderator, CHATS) == [None, "hate", None, "hate"]
     (request,) = endpoint.requests
     assert request["path"] == "/v1/moderations"
     assert request["key"] == "Bearer secret"
@@ -119,13 +129,13 @@ def test_the_endpoint_is_asked_in_its_own_form(endpoint: Endpoint, monkeypatch: 
 
 def test_a_long_chat_is_asked_about_in_pieces(endpoint: Endpoint) -> None:
     moderator = OpenAiModerator(endpoint.url, "m", "k")
-    assert moderator.flags([chat("fine " * 10_000 + "bad"), chat("fine")]) == ["hate", None]
+    assert flag_chats(moderator, [chat("fine " * 10_000 + "bad"), chat("fine")]) == ["hate", None]
     assert max(len(text) for request in endpoint.requests for text in request["input"]) <= 20_000
 
 
 def test_a_busy_endpoint_is_waited_for(endpoint: Endpoint) -> None:
     endpoint.answers = [(429, {"Retry-After": "0.05"}, ""), (503, {}, "")]
-    assert OpenAiModerator(endpoint.url, "m", "k", max_wait_s=0.1).flags(CHATS[1:2]) == ["hate"]
+    assert flag_chats(OpenAiModerator(endpoint.url, "m", "k", max_wait_s=0.1), CHATS[1:2]) == ["hate"]
     assert len(endpoint.requests) == 3
 
 
@@ -143,4 +153,26 @@ def test_an_endpoint_that_gives_no_verdict_stops_the_job(
 ) -> None:
     endpoint.answers = answers
     with pytest.raises(DataError, match=message):
-        OpenAiModerator(endpoint.url, "m", "k", max_wait_s=0.01).flags(CHATS[:1])
+        flag_chats(OpenAiModerator(endpoint.url, "m", "k", max_wait_s=0.01), CHATS[:1])
+
+
+def test_a_model_that_comes_with_a_package(tmp_path: Path) -> None:
+    moderator = build_moderator(ModerationSettings(kind="local"))
+    assert isinstance(moderator, ToxicityModerator)
+    texts = ["You are a stupid idiot", "How do I kill a process in Linux?", "", "fine words here. " * 200 + "you idiot"]
+    judged = moderator.judge(texts)
+    assert [set(one.flagged) for one in judged] == [{"harassment"}, set(), set(), {"harassment"}]
+    assert all(0 <= one.scores["harassment"] <= 1 for one in judged)
+    assert moderator.judge([]) == []
+
+
+def test_thresholds_take_the_place_of_the_moderator_s_measure() -> None:
+    judgement = Judgement({"hate": 0.4, "violence": 0.9}, frozenset({"violence", "other"}))
+    assert judgement.with_thresholds({}) == {"violence", "other"}
+    assert judgement.with_thresholds({"hate": 0.3, "violence": 0.95}) == {"hate", "other"}
+
+
+def test_scores_are_told(endpoint: Endpoint) -> None:
+    body = {"results": [{"flagged": False, "categories": {"hate": False}, "category_scores": {"hate": 0.25}}]}
+    endpoint.answers = [(200, {}, json.dumps(body))]
+    assert OpenAiModerator(endpoint.url, "m", "k").judge(["text"]) == [Judgement({"hate": 0.25})]

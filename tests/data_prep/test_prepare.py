@@ -1,5 +1,6 @@
 """Every record of a group is in a row or a counted drop."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.config import DataConfig
 from data_prep.contamination import EvaluationQuestions
-from data_prep.conversation import Conversation
-from data_prep.moderation import NoModerator
+from data_prep.moderation import NoModerator, PatternModerator
 from data_prep.prepare import Chunk, Item, Preparation, Prepared, leave_out, pack_chats
 from data_prep.tokenizer import encoders_of
 from tests import tiny
@@ -204,12 +204,12 @@ def test_excluded_chats_and_evaluation_questions_are_left_out_and_listed() -> No
 
 
 def test_flagged_chats_are_left_out() -> None:
-    class Flagging:
-        def flags(self, conversations: list[Conversation]) -> list[str | None]:
-            return ["hate" if conversation.id == "b" else None for conversation in conversations]
-
-    items = [Item(position, {"id": name, "conversations": ROUND}) for position, name in enumerate("abc")]
-    result = Preparation(config(), encoders_of(TOKENIZER), Flagging()).prepare(Chunk(1, "x", items))
+    items = [
+        Item(position, {"id": name, "conversations": [{"from": "human", "value": f"question {name}"}, ROUND[1]]})
+        for position, name in enumerate("abc")
+    ]
+    moderator = PatternModerator({"hate": re.compile("question b")})
+    result = Preparation(config(), encoders_of(TOKENIZER), moderator).prepare(Chunk(1, "x", items))
     assert kept(result) == ["a", "c"]
     assert [(reject.id, reject.reason, reject.detail) for reject in result.rejects] == [("b", "moderation", "hate")]
 
