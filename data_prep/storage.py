@@ -3,6 +3,7 @@
 `AWS_ENDPOINT_URL` points `s3://` at another S3-compatible service. Credentials come from the environment only.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,7 @@ from pyarrow import fs
 from data_prep.errors import ConfigError, ModelError, VicunaError
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
@@ -145,29 +147,35 @@ def scratch_beside(target: Path) -> Iterator[Path]:
     What killed processes left of theirs is removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.aside")
-    aside.mkdir()
-    held = os.open(aside, os.O_RDONLY)
+    _clear_leftovers(target)
+    name = f".{target.name}.{uuid.uuid4().hex[:8]}"
+    making, aside = target.with_name(f"{name}.making"), target.with_name(f"{name}.aside")
+    making.mkdir()
+    held = os.open(making, os.O_RDONLY)
     try:
         _lock(held)
+        making.rename(aside)  # only now may others look at it
         yield aside
     finally:
         os.close(held)
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in (making, aside):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def _remove_leftovers(target: Path) -> None:
+def _clear_leftovers(target: Path) -> None:
     """Those of processes that are gone: the lock of one that lives cannot be had."""
-    for path in target.parent.glob(f".{escape(target.name)}.*.aside"):
+    asides = f".{escape(target.name)}.{'[0-9a-f]' * 8}.aside"
+    for path in target.parent.glob(asides):
         with suppress(OSError):
             held = os.open(path, os.O_RDONLY)
             if _lock(held):
                 shutil.rmtree(path, ignore_errors=True)
             os.close(held)
-    if target.exists():  # or what it replaced is all there is of it
-        for path in target.parent.glob(f".{escape(target.name)}.*.aside.old"):
+    for path in target.parent.glob(f"{asides}.old"):
+        if target.exists():
             shutil.rmtree(path, ignore_errors=True)
+        else:  # killed before the new one had its name
+            path.rename(target)
 
 
 def _lock(descriptor: int) -> bool:
@@ -192,14 +200,35 @@ def check_replaceable(target: Path, marker: str, field: str) -> None:
 
 
 def commit_directory(aside: Path, target: Path) -> None:
-    """Flush `aside` to the disk and rename it to `target`, replacing what was there."""
+    """Flush `aside` to the disk and rename it to `target`, replacing what was there, which is then removed.
+
+    Where the system can exchange two names at once, there is a `target` at every moment.
+    """
     flush_directory(aside)
     old = aside.with_name(aside.name + ".old")
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
+    if not target.exists():
+        aside.rename(target)
+    elif _exchange(aside, target):
+        aside.rename(old)
+    else:
+        try:
+            target.rename(old)
+            aside.rename(target)
+        except BaseException:
+            if not target.exists():
+                old.rename(target)
+            raise
     flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give each the other's name at once (Linux's renameat2); whether that can be done here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    done = libc.renameat2(_HERE, os.fsencode(one.absolute()), _HERE, os.fsencode(other.absolute()), _EXCHANGE)
+    return int(done) == 0
 
 
 def flush_directory(directory: Path) -> None:

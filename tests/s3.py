@@ -37,6 +37,7 @@ class Bucket:
     def __init__(self, endpoint: str, name: str) -> None:
         self.name = name.replace("_", "-")
         self.uri = f"s3://{self.name}"
+        self.endpoint = endpoint
         self._s3 = fs.S3FileSystem(
             endpoint_override=endpoint,
             region="us-east-1",

@@ -1,6 +1,5 @@
 """`vicuna weights …`. Like the rest of the command line, each command imports what it needs when it runs."""
 
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -33,10 +32,10 @@ def weights() -> None:
 
 
 @weights.command()
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source")
 @OUTPUT
 @TEMPLATE
-def convert_llama(source: Path, output: str, template: str | None) -> None:
+def convert_llama(source: str, output: str, template: str | None) -> None:
     """Write Meta's original files of a Llama, SOURCE, as a model directory.
 
     SOURCE holds params.json and consolidated.NN.pth; tokenizer.model is in it or in the directory above. Example:
@@ -75,6 +74,8 @@ def apply_delta(base: str, delta: str, output: str, low_cpu_mem: bool, template:
     """
     from ray_apps.weights.convert import apply_delta
 
+    if low_cpu_mem:
+        click.echo("--low-cpu-mem: it is always so; a tensor of each side is in memory")
     apply_delta(base, delta, output, template)
 
 

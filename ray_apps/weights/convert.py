@@ -5,15 +5,17 @@ from pathlib import Path
 
 from data_prep.chat_template import ChatTemplate, get_template
 from data_prep.errors import ModelError
-from data_prep.storage import local_model
+from data_prep.storage import is_remote, local_model
 from ray_apps.engine.options import Quantization
 from ray_apps.model_dir import write_tensors
 from ray_apps.weights import delta as deltas
 from ray_apps.weights.exact import apply_exact, is_exact, make_exact, num_bytes
 from ray_apps.weights.llama_tokenizer import MODEL, complete_tokenizer, convert_tokenizer
-from ray_apps.weights.output import copy_files, written_model
+from ray_apps.weights.output import copy_files, local_path, take_language, written_model
 from ray_apps.weights.tensor_files import FILES, TensorFiles
 from ray_apps.weights.tensor_writer import write_model
+
+META_FILES = ("params.json", "*.pth", MODEL)
 
 
 def make_delta(base: str, target: str, output: str, *, exact: bool = False) -> None:
@@ -73,6 +75,7 @@ def merge_lora(base: str, adapter: str, output: str, template: str | None = None
     written = written_model("merge-lora", output, files.directory, files.num_bytes, base=base, adapter=adapter)
     with written as (directory, on_bytes):
         write_model(directory, files.specs, lora.merge(files), on_bytes=on_bytes)
+        take_language(lora.directory, directory)
         copy_files(lora.directory, directory, but_not={"config.json", "adapter_config.json"})
         _complete(directory, chosen)
 
@@ -96,22 +99,23 @@ def quantize(model: str, output: str, form: Quantization) -> None:
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def convert_llama(source: Path, output: str, template: str | None = None) -> None:
+def convert_llama(source: str, output: str, template: str | None = None) -> None:
     """Write Meta's original files of a Llama as a model directory to `output`.
 
     Raises:
         ModelError: a file is missing or not whole.
         ConfigError: as `apply_delta`.
     """
-    from ray_apps.weights.meta import MetaLlama
+    from ray_apps.weights.meta import PARAMS, MetaLlama
 
     chosen = _template(template)
-    llama = MetaLlama(source)
-    tokenizer = next((path for path in (source / MODEL, source.parent / MODEL) if path.is_file()), None)
+    place = local_model(source, META_FILES, PARAMS) if is_remote(source) else local_path(source, "source")
+    llama = MetaLlama(place)
+    tokenizer = next((path for path in (place / MODEL, place.parent / MODEL) if path.is_file()), None)
     if tokenizer is None:
-        raise ModelError(f"{source}: there is no {MODEL}, neither in it nor beside it")
+        raise ModelError(f"{source}: there is no {MODEL}, neither in it nor above it")
     config, total = llama.config(), sum(spec.num_bytes for spec in llama.specs.values())
-    with written_model("convert-llama", output, None, total, source=str(source)) as (directory, on_bytes):
+    with written_model("convert-llama", output, None, total, source=source) as (directory, on_bytes):
         write_model(directory, llama.specs, llama.stream(), on_bytes=on_bytes)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

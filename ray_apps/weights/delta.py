@@ -15,8 +15,8 @@ from ray_apps.weights.tensor_files import Spec, TensorFiles
 from ray_apps.weights.tensor_writer import write_model
 
 OnBytes = Callable[[int], None]
-SHOWN = 20
-"""Differences that a message lists."""
+NUMBERS = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"}
+"""Types that are added and subtracted."""
 
 
 def make_delta(base: TensorFiles, target: TensorFiles, directory: Path, on_bytes: OnBytes = lambda count: None) -> None:
@@ -51,13 +51,16 @@ def _applied(base: TensorFiles, delta: TensorFiles, specs: dict[str, Spec]) -> I
 
 
 def _check(base: TensorFiles, other: TensorFiles, names: tuple[str, str]) -> None:
-    if found := differences(base.specs, other.specs, names):
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise ModelError(
-            f"{names[1]} {str(other.directory)!r} does not belong to base {str(base.directory)!r}: "
-            + "; ".join(found[:SHOWN])
-            + more
-        )
+    found = differences(base.specs, other.specs, names)
+    for files, what in ((base, names[0]), (other, names[1])):
+        found += [
+            f"{name}: {spec.dtype} in {what} cannot be added or subtracted; make-delta --exact takes any type"
+            for name, spec in files.specs.items()
+            if spec.dtype not in NUMBERS
+        ]
+    if found:
+        whose = f"{names[1]} {str(other.directory)!r} does not belong to base {str(base.directory)!r}"
+        raise ModelError("\n".join([f"{whose}:", *found]))
 
 
 def _minus(target: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 
-from ray_apps.weights.tensor_files import Spec
+from ray_apps.weights.tensor_files import RECOMPUTED, Spec
 
-RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
-"""Buffers that some files hold though a model computes them when it is loaded."""
 PER_TOKEN = re.compile(r"(^|\.)(embed_tokens|lm_head|wte)\.weight$")
 """Weights with a row for each token: a vocabulary that was extended has more of them."""
+MOST_ADDED = 256
+"""Tokens by which two vocabularies may differ; beyond that they are different ones."""
 
 
 def differences(ours: Mapping[str, Spec], theirs: Mapping[str, Spec], names: tuple[str, str]) -> list[str]:
@@ -32,4 +32,6 @@ def differences(ours: Mapping[str, Spec], theirs: Mapping[str, Spec], names: tup
 
 
 def _fit(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return one == other or (bool(PER_TOKEN.search(name)) and len(one) == len(other) == 2 and one[1] == other[1])
+    if one == other or not PER_TOKEN.search(name) or not len(one) == len(other) == 2:
+        return one == other
+    return one[1] == other[1] and abs(one[0] - other[0]) <= MOST_ADDED

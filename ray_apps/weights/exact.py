@@ -8,12 +8,14 @@ same, and the bytes that hold them become zeros. Checksums of every tensor of ba
     exact-NNNNN.bin    the compressed tensors, one after the other, in parts of about two GiB
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from io import BufferedWriter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ import torch
 
 from data_prep.errors import ModelError
 from ray_apps.model_dir import SHARD_BYTES
-from ray_apps.weights.tensor_files import Spec, TensorFiles, as_bytes, checksum
+from ray_apps.weights.tensor_files import DTYPES, Spec, TensorFiles, as_bytes, checksum
 from ray_apps.weights.tensor_writer import write_model
 
 MANIFEST = "exact.json"
@@ -46,6 +48,17 @@ class Entry:
     file: str
     at: int
     bytes: int
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> "Entry":
+        """From the manifest. Raises ValueError, KeyError or TypeError where it is none."""
+        entry = cls(**fields)
+        sizes = [*entry.shape, entry.at, entry.bytes]
+        if entry.dtype not in DTYPES.values() or Path(entry.file).name != entry.file:
+            raise ValueError(f"{entry.dtype}, {entry.file}")
+        if not all(isinstance(size, int) and 0 <= size < 2**48 for size in sizes):
+            raise ValueError(f"sizes {sizes}")
+        return entry
 
     @property
     def spec(self) -> Spec:
@@ -88,7 +101,13 @@ def make_exact(
             parts[-1].write(packed)
             on_bytes(spec.num_bytes)
     tensors = {name: asdict(entry) for name, entry in entries.items()}
-    (directory / MANIFEST).write_text(json.dumps({"codec": CODEC, "tensors": tensors}, indent=1) + "\n")
+    manifest = {"codec": CODEC, "checksum": _checksum(tensors), "tensors": tensors}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _checksum(tensors: dict[str, dict[str, Any]]) -> str:
+    """Of what the manifest says of all tensors."""
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
 
 
 def apply_exact(base: TensorFiles, delta: Path, directory: Path, on_bytes: OnBytes = lambda count: None) -> None:
@@ -115,7 +134,9 @@ def read_manifest(delta: Path) -> dict[str, Entry]:
         manifest = json.loads(path.read_text())
         if manifest["codec"] != CODEC:
             raise ModelError(f"{path}: codec {manifest['codec']!r} is not known; valid: {CODEC}")
-        entries = {name: Entry(**fields) for name, fields in manifest["tensors"].items()}
+        if manifest["checksum"] != _checksum(manifest["tensors"]):
+            raise ModelError(f"{path} is damaged: its checksum is not that of what it says")
+        entries = {name: Entry.read(fields) for name, fields in manifest["tensors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not the manifest of an exact delta: {error!r}") from None
     for file in sorted({entry.file for entry in entries.values()}):

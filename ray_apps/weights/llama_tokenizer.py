@@ -48,7 +48,7 @@ def convert_tokenizer(
         try:
             read = LlamaTokenizer.from_pretrained(place, add_bos_token=True)
         except Exception as error:
-            raise ModelError(f"{file}: no SentencePiece model: {error}") from None
+            raise ModelError(f"{MODEL}: no SentencePiece model: {error}") from None
     backend = read.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     backend.pre_tokenizer = None
@@ -59,7 +59,7 @@ def convert_tokenizer(
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (*SPECIALS.values(), *others)])
     for token, index in others.items():
         if backend.token_to_id(token) != index:
-            raise ModelError(f"{file.parent}: added token {token!r} has the id {index}, which is not the next one")
+            raise ModelError(f"added_tokens.json: {token!r} has the id {index}, which is not the next one")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **SPECIALS,
@@ -89,10 +89,17 @@ def complete_tokenizer(directory: Path) -> None:
     convert_tokenizer(
         directory / MODEL,
         directory,
-        min(int(settings.get("model_max_length") or 2048), 2**31),
+        _max_length(settings),
         added=_read(directory / "added_tokens.json"),
         **{name: value for name, value in fields.items() if value},
     )
+    for replaced in ("special_tokens_map.json", "added_tokens.json"):  # it is all in tokenizer.json now
+        (directory / replaced).unlink(missing_ok=True)
+
+
+def _max_length(settings: Mapping[str, Any]) -> int:
+    length = settings.get("model_max_length")
+    return min(int(length), 2**31) if isinstance(length, int | float) and length >= 1 else 2048
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,4 +108,4 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path.name} is not readable: {error}") from None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 EMBEDDING = re.compile(r"(^|\.)embed_tokens(\.weight)?$")
-REFUSED = {"use_dora": "DoRA", "layer_replication": "layer_replication", "use_qalora": "QA-LoRA"}
+REFUSED = {
+    "use_dora": "DoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "layer_replication",
+    "use_qalora": "QA-LoRA",
+}
 
 
 class LoraAdapter:
@@ -37,9 +42,13 @@ class LoraAdapter:
         self._matrices: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in read_whole(self._file()).items():
             self._sort(key, tensor)
+        if not self._whole and not self._matrices:
+            raise self._error("it has no tensors")
         for layer, sides in self._matrices.items():
             if missing := sorted({"A", "B"} - sides.keys()):
                 raise self._error(f"{layer} has no lora_{missing[0]}")
+            if (rank := self._rank(layer)) != len(sides["A"]):
+                raise self._error(f"{layer} is of rank {len(sides['A'])}, where {CONFIG} says {rank:g}")
 
     def check(self, base: TensorFiles) -> None:
         """Hold its names and shapes against those of `base`.
@@ -57,7 +66,7 @@ class LoraAdapter:
         if changed and not any(name.endswith("lm_head.weight") for name in base.specs):
             found.append(f"{changed[0]}: it is the head of the base too, which the adapter was not trained for")
         if found:
-            raise self._error(f"it does not belong to base {str(base.directory)!r}: {'; '.join(found[:20])}")
+            raise self._error("\n".join([f"it does not belong to base {str(base.directory)!r}:", *found]))
 
     def merge(self, base: TensorFiles) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of each tensor of `base`, with what the adapter adds, one in memory at a time."""
@@ -81,6 +90,8 @@ class LoraAdapter:
             raise self._error(f"{CONFIG} has no {error}") from None
         except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
             raise self._error(f"{CONFIG}: {error}") from None
+        for field in ("rank_pattern", "alpha_pattern"):
+            _check_pattern(field, config.get(field) or {}, self._error)
         if kind != "LORA":
             raise self._error(f"it is a {kind} adapter; valid: LORA")
         if refused := [said for field, said in REFUSED.items() if config.get(field)]:
@@ -112,9 +123,11 @@ class LoraAdapter:
             return f"{layer}.weight: {spec.dtype} in the base, which is quantised"
         return None
 
+    def _rank(self, layer: str) -> float:
+        return self._pattern("rank_pattern", layer) or float(self._config["r"])
+
     def _scale(self, layer: str) -> float:
-        rank, alpha = (self._pattern(field, layer) for field in ("rank_pattern", "alpha_pattern"))
-        return scale_of(self._config, rank, alpha)
+        return scale_of(self._config, self._rank(layer), self._pattern("alpha_pattern", layer))
 
     def _pattern(self, field: str, layer: str) -> float | None:
         for pattern, value in (self._config.get(field) or {}).items():
@@ -124,3 +137,16 @@ class LoraAdapter:
 
     def _error(self, reason: str) -> ModelError:
         return ModelError(f"adapter {self.model!r}: {reason}")
+
+
+def _check_pattern(field: str, patterns: Any, error: Callable[[str], ModelError]) -> None:
+    """Return if it maps regular expressions to numbers above 0."""
+    if not isinstance(patterns, dict):
+        raise error(f"{CONFIG}: {field}: expected a mapping of patterns to numbers")
+    for pattern, value in patterns.items():
+        if not isinstance(value, int | float) or value <= 0:
+            raise error(f"{CONFIG}: {field}: {pattern}: {value!r} is not valid; expected a number above 0")
+        try:
+            re.compile(pattern)
+        except re.error as problem:
+            raise error(f"{CONFIG}: {field}: {pattern!r} is no pattern: {problem}") from None

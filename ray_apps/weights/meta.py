@@ -32,9 +32,11 @@ NAMES = {
     "ffn_norm": ("post_attention_layernorm", None),
 }
 """By Meta's name: that of `transformers`, and along what a part holds a slice: 0 rows, 1 columns, None has all."""
+OUTSIDE = ("tok_embeddings", "norm", "output")
+"""Those of `NAMES` that belong to no layer."""
 COMPUTED = "rope.freqs"
-CONTEXT = {1e-6: 2048, 1e-5: 4096}
-"""Length by the epsilon of the norms, which tells Llama from Llama 2."""
+CONTEXT, CONTEXT_2 = 2048, 4096
+"""Tokens that Llama and Llama 2 were trained to read."""
 
 
 class MetaLlama:
@@ -48,10 +50,11 @@ class MetaLlama:
         self.directory = directory
         self.params = _read_params(directory)
         self.parts = [Pickle(path) for path in _part_files(directory)]
-        self.num_heads = int(self.params["n_heads"])
-        self.num_key_value_heads = int(self.params.get("n_kv_heads") or self.num_heads)
+        self.num_heads = self.params["n_heads"]
+        self.num_key_value_heads = self.params.get("n_kv_heads") or self.num_heads
         self._names = dict(self._renamed())
         self.specs = {name: self._spec(meta) for name, meta in self._names.items()}
+        self._check()
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name, as in `transformers`, and value of each tensor, one in memory at a time."""
@@ -67,13 +70,13 @@ class MetaLlama:
             "model_type": "llama",
             "hidden_size": hidden_size,
             "intermediate_size": self.specs["model.layers.0.mlp.gate_proj.weight"].shape[0],
-            "num_hidden_layers": int(self.params["n_layers"]),
+            "num_hidden_layers": self.params["n_layers"],
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "hidden_act": "silu",
             "rms_norm_eps": eps,
             "vocab_size": vocab_size,
-            "max_position_embeddings": CONTEXT.get(eps, 2048),
+            "max_position_embeddings": self._context(),
             "rope_theta": float(self.params.get("rope_theta", 10000.0)),
             "tie_word_embeddings": False,
             "attention_bias": False,
@@ -81,6 +84,47 @@ class MetaLlama:
             "eos_token_id": 2,
             "dtype": self.specs["model.embed_tokens.weight"].dtype,
         }
+
+    def _context(self) -> int:
+        """Llama 2 was published in bf16, and its largest with fewer key-value heads; Llama in fp16."""
+        is_second = self.specs["model.embed_tokens.weight"].dtype == "bfloat16" or "n_kv_heads" in self.params
+        return CONTEXT_2 if is_second else CONTEXT
+
+    def _check(self) -> None:
+        """Hold names and shapes of all parts together against `params.json`."""
+        layers = range(self.params["n_layers"])
+        inner = [name for name in NAMES if name not in OUTSIDE]
+        expected = {f"{name}.weight" for name in OUTSIDE}
+        expected |= {f"layers.{layer}.{name}.weight" for layer in layers for name in inner}
+        for meta in sorted(expected ^ {*self._names.values()}):
+            what = "the parts have no" if meta in expected else f"{PARAMS} has no place for"
+            raise ModelError(f"{self.directory}: {what} {meta!r}")
+        vocab_size, feed_forward = (
+            self.specs["model.embed_tokens.weight"].shape[0],
+            self.specs["model.layers.0.mlp.gate_proj.weight"].shape[0],
+        )
+        for name, meta in self._names.items():
+            shape = self._expected_shape(_split(meta)[1], vocab_size, feed_forward)
+            if self.specs[name].shape != shape:
+                raise ModelError(
+                    f"{self.directory}: {meta!r} of {len(self.parts)} parts together is {list(self.specs[name].shape)} "
+                    f"instead of {list(shape)}: a part is missing, or is of another model"
+                )
+
+    def _expected_shape(self, inner: str, vocab_size: int, feed_forward: int) -> tuple[int, ...]:
+        dim = self.params["dim"]
+        key_values = dim // self.num_heads * self.num_key_value_heads
+        return {
+            "tok_embeddings": (vocab_size, dim),
+            "output": (vocab_size, dim),
+            "attention.wk": (key_values, dim),
+            "attention.wv": (key_values, dim),
+            "attention.wq": (dim, dim),
+            "attention.wo": (dim, dim),
+            "feed_forward.w1": (feed_forward, dim),
+            "feed_forward.w3": (feed_forward, dim),
+            "feed_forward.w2": (dim, feed_forward),
+        }.get(inner, (dim,))
 
     def _renamed(self) -> Iterator[tuple[str, str]]:
         for meta in self.parts[0].specs:
@@ -132,8 +176,16 @@ def _read_params(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{directory}: there is no {PARAMS}; expected Meta's original files of a Llama") from None
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: {error}") from None
-    if missing := [name for name in ("n_heads", "n_layers", "norm_eps") if name not in params]:
-        raise ModelError(f"{path}: {missing[0]} is missing")
+    for name in ("dim", "n_heads", "n_layers", "norm_eps"):
+        if name not in params:
+            raise ModelError(f"{path}: {name} is missing")
+    for name in ("dim", "n_heads", "n_layers", "n_kv_heads"):
+        if name in params and not (isinstance(params[name], int) and params[name] > 0):
+            raise ModelError(f"{path}: {name}: {params[name]!r} is not valid; expected a number above 0")
+    if not isinstance(params["norm_eps"], int | float):
+        raise ModelError(f"{path}: norm_eps: {params['norm_eps']!r} is not valid; expected a number")
+    if params["dim"] % params["n_heads"] or params["n_heads"] % params.get("n_kv_heads", 1):
+        raise ModelError(f"{path}: n_heads: {params['n_heads']} does not divide dim, or n_kv_heads does not divide it")
     return params
 
 

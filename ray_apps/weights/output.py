@@ -2,13 +2,18 @@
 
 import errno
 import json
+import os
+import re
 import shutil
+import signal
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
+from safetensors import SafetensorError
 
 from data_prep.errors import ConfigError
 from data_prep.folder import Folder
@@ -18,6 +23,8 @@ from ray_apps.model_dir import ORIGIN
 from ray_apps.weights.tensor_files import other_files
 
 MB, GB = 1e6, 1e9
+S3_URI = re.compile(r"s3://[^/]+(/[^/]+)+")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja")
 CONFIG = "config.json"
 """No reader takes a directory for a model that does not have it."""
 
@@ -41,6 +48,7 @@ def written_model(
         OSError: it cannot be written.
     """
     done = 0
+    inputs = [value for name, value in sources.items() if name != "form"]
     with stage("weights") as shown:
 
         def on_bytes(count: int) -> None:
@@ -49,11 +57,13 @@ def written_model(
             shown.update(done, total, f"{_size(done)} of {_size(total)}")
 
         on_bytes(0)
-        with _room(output), _written(output) as directory:
+        with _room(output), _written(output, inputs) as directory:
             if side is not None:
                 copy_files(side, directory)
             yield directory, on_bytes
-            (directory / ORIGIN).write_text(json.dumps({"command": command, **sources}, indent=2) + "\n")
+            files = sorted(path.name for path in directory.iterdir())
+            origin = {"command": command, **sources, "files": files}
+            (directory / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
             size = _size(sum(path.stat().st_size for path in directory.iterdir()))
             hint = _hint(command, directory)
         shown.finish(f"{output}: {size}{hint}")
@@ -68,55 +78,139 @@ def _room(output: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(error.errno, f"{error.strerror}; nothing was written", output) from None
+    except SafetensorError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}; nothing was written", output) from None
 
 
 @contextmanager
-def _written(output: str) -> Iterator[Path]:
-    if not is_remote(output):
-        target = Path(output).expanduser()
-        check_replaceable(target, ORIGIN, "output")
-        with written_aside(target) as directory:
+def _written(output: str, inputs: Sequence[str]) -> Iterator[Path]:
+    if is_remote(output):
+        with _written_to_s3(output) as directory:
             yield directory
         return
+    target = local_path(output, "output")
+    _check_local(target, inputs)
+    with written_aside(target) as directory:
+        yield directory
+
+
+def local_path(path: str, field: str) -> Path:
+    """Absolute, with `~` and links followed.
+
+    Raises:
+        ConfigError: it is none; naming `field`.
+    """
+    try:
+        resolved = Path(path).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(f"{field}: {path!r}: {error}") from None
+    if not path or not resolved.name:
+        raise ConfigError(f"{field}: {path!r} is not valid; expected a directory or s3://bucket/key")
+    return resolved
+
+
+def _check_local(target: Path, inputs: Sequence[str]) -> None:
+    check_replaceable(target, ORIGIN, "output")
+    for source in inputs:
+        if Path(source).is_dir() and Path(source).resolve().is_relative_to(target):
+            raise ConfigError(f"output: {str(target)!r} is or holds {source!r}, of which it is made; take another path")
+    known = _written_files(target)
+    for path in sorted(target.iterdir()) if known else []:
+        if path.name not in known:
+            raise ConfigError(f"output: {str(target)!r} holds {path.name!r}, which was not written with it; move it")
+
+
+def _written_files(target: Path) -> set[str]:
+    """Those that the model at `target` was written with; none where it does not say."""
+    try:
+        files = json.loads((target / ORIGIN).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {ORIGIN, *files}
+
+
+@contextmanager
+def _written_to_s3(output: str) -> Iterator[Path]:
+    if not S3_URI.fullmatch(output.rstrip("/")):
+        raise ConfigError(f"output: {output!r} is not valid; expected s3://bucket/key")
     # Parts that wait in the background for a slow network would pile up in memory.
     folder = Folder(output, background_writes=False)
-    _check(folder)
+    bucket = folder.path.partition("/")[0]
+    if folder.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+        raise ConfigError(f"output: there is no bucket {bucket!r}")
+    if folder.read(ORIGIN) is None and not folder.is_empty(but_for="."):
+        raise ConfigError(f"output: {output!r} has no {ORIGIN}: it is not ours to replace; choose another path")
     with scratch_beside(cache_directory() / "outputs" / folder.path.replace("/", "-")) as directory:
         yield directory
         _publish(directory, folder)
-
-
-def _check(target: Folder) -> None:
-    if "/" not in target.path:
-        raise ConfigError(f"output: {target.place!r} is a whole bucket; valid: s3://bucket/key")
-    if target.read(ORIGIN) is None and not target.is_empty(but_for="."):
-        raise ConfigError(f"output: {target.place!r} has no {ORIGIN}: it is not ours to replace; choose another path")
 
 
 def _publish(directory: Path, target: Folder) -> None:
     """Copy it beside `target`, and let the service move it from there: in between `target` has no `config.json`.
 
     S3 cannot rename; the service copies a file of up to 5 GB at once, which shards are far below.
+
+    Raises:
+        OSError: it cannot be copied, and `target` is as it was; or not be moved, and the text says where it is.
     """
     parent, _, name = target.path.rpartition("/")
-    filesystem, aside = target.filesystem, f"{parent}/.{name}.{uuid.uuid4().hex[:8]}.aside"
+    aside = f"{parent}/.{name}.{uuid.uuid4().hex[:8]}.aside"
     try:
-        fs.copy_files(str(directory), aside, fs.LocalFileSystem(), filesystem)
-        names = {path.name for path in directory.iterdir()}
-        for old in sorted({CONFIG, *target.sizes().keys() - names}):
-            target.remove_file(old)
-        for file in sorted(names, key=lambda file: (file == CONFIG, file != ORIGIN)):
-            filesystem.move(f"{aside}/{file}", f"{target.path}/{file}")
+        fs.copy_files(str(directory), aside, fs.LocalFileSystem(), target.filesystem)
+    except BaseException:
+        _delete(aside, target.filesystem)
+        raise
+    try:
+        with _uninterrupted():
+            _move(aside, target, {path.name for path in directory.iterdir()})
+    except OSError as error:
+        where = f"what is missing is in s3://{aside}; run the command again"
+        raise OSError(f"{target}: half replaced: {error}; {where}") from None
+    _delete(aside, target.filesystem)
+
+
+def _move(aside: str, target: Folder, names: Set[str]) -> None:
+    for old in sorted({CONFIG, *target.sizes().keys() - names}):
+        target.remove_file(old)
+    for file in sorted(names, key=lambda file: (file == CONFIG, file != ORIGIN)):
+        target.filesystem.move(f"{aside}/{file}", f"{target.path}/{file}")
+
+
+def _delete(aside: str, filesystem: fs.FileSystem) -> None:
+    if filesystem.get_file_info(aside).type != fs.FileType.NotFound:
+        filesystem.delete_dir(aside)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is too late now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
     finally:
-        if filesystem.get_file_info(aside).type != fs.FileType.NotFound:
-            filesystem.delete_dir(aside)
+        signal.signal(signal.SIGINT, before)
 
 
 def copy_files(source: Path, directory: Path, but_not: Set[str] = frozenset()) -> None:
     """Those beside the weights."""
     for path in other_files(source):
         if path.name not in but_not:
-            shutil.copy(path, directory / path.name)
+            shutil.copyfile(path, directory / path.name)
+
+
+def take_language(source: Path, directory: Path) -> None:
+    """Remove from `directory` what the tokenizer or the chat template of `source` takes the place of."""
+    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        for pattern in TOKENIZER:
+            for path in directory.glob(pattern):
+                path.unlink()
+    if has_chat_template(source):
+        (directory / "chat_template.jinja").unlink(missing_ok=True)
 
 
 def _size(num_bytes: int) -> str:
@@ -125,9 +219,16 @@ def _size(num_bytes: int) -> str:
 
 def _hint(command: str, directory: Path) -> str:
     """What a model lacks that is made to be talked with."""
+    if command not in ("apply-delta", "merge-lora") or has_chat_template(directory):
+        return ""
+    return "; it has no chat template, --template gives it one"
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Whether there is one, in a file of its own or in the tokenizer's settings."""
     settings = directory / "tokenizer_config.json"
-    has_template = (directory / "chat_template.jinja").exists() or (
-        settings.exists() and json.loads(settings.read_text()).get("chat_template")
-    )
-    is_for_chats = command in ("apply-delta", "merge-lora")
-    return "; it has no chat template, --template gives it one" if is_for_chats and not has_template else ""
+    try:
+        in_settings = settings.exists() and bool(json.loads(settings.read_text()).get("chat_template"))
+    except (ValueError, AttributeError):
+        in_settings = False
+    return in_settings or (directory / "chat_template.jinja").exists()

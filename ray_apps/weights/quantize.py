@@ -4,10 +4,11 @@ The form is the one in which transformers saves and reads them: the weights of t
 head's, with the scales that give them back; everything else stays as it is.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import ModelError
 from ray_apps.engine.native.loading import BITSANDBYTES, read_config
@@ -18,8 +19,8 @@ from ray_apps.weights.tensor_files import TensorFiles
 OnBytes = Callable[[int], None]
 
 
-def quantized_layers(files: TensorFiles) -> set[str]:
-    """Names of the layers whose weights are quantised.
+def quantized_layers(files: TensorFiles) -> dict[str, bool]:
+    """Names of the layers whose weights are quantised, and whether they lie transposed in the files, as GPT-2's do.
 
     Raises:
         ModelError: it is no causal language model in safetensors, is quantised already, or its layers have no weights
@@ -33,20 +34,25 @@ def quantized_layers(files: TensorFiles) -> set[str]:
     if getattr(read_config(directory), "quantization_config", None):
         raise ModelError(f"model {str(directory)!r}: its weights are quantised already")
     model = check_causal_lm(directory, quantization_config=BITSANDBYTES["nf4"])  # int8 has the same layers
-    layers = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    layers = {
+        name: getattr(module, "source_cls", None) is Conv1D
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit)
+    }
     if missing := sorted(layer for layer in layers if f"{layer}.weight" not in files.specs):
         raise ModelError(f"model {str(directory)!r}: there is no {missing[0]}.weight to be quantised")
     return layers
 
 
 def quantize(
-    files: TensorFiles, layers: Set[str], form: Quantization, on_bytes: OnBytes = lambda count: None
+    files: TensorFiles, layers: Mapping[str, bool], form: Quantization, on_bytes: OnBytes = lambda count: None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of each tensor, those of a quantised layer one after the other."""
     for name, tensor in files.stream():
         layer = name.removesuffix(".weight")
         if name != layer and layer in layers:
-            yield from ((f"{layer}.{part}", value) for part, value in _packed(tensor, form).items())
+            weight = tensor.T.contiguous() if layers[layer] else tensor
+            yield from ((f"{layer}.{part}", value) for part, value in _packed(weight, form).items())
         else:
             yield name, tensor
         on_bytes(tensor.nbytes)

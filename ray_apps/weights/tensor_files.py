@@ -6,8 +6,9 @@
 import hashlib
 import json
 import pickle
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ FILES = (*MODEL_FILES, "*.bin")
 REOPENED_AFTER_BYTES = 2**27
 """A pickle that is mapped is opened anew so often."""
 NOT_OTHERS = (*INDEXES, ORIGIN, "exact.json")
+RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
+"""Buffers that some files hold though a model computes them when it is loaded."""
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -86,14 +89,20 @@ class TensorFiles:
 
     def __init__(self, model: str) -> None:
         self.directory = local_model(model, FILES)
-        self.files = _weight_files(self.directory)
+        files = _weight_files(self.directory)
+        self.files = list(files)
         self.specs: dict[str, Spec] = {}
         self._file_of: dict[str, Path] = {}
         self._held: Pickle | None = None  # the one that was read last
-        for file in self.files:
-            for name, spec in _specs(file).items():
-                self.specs[name] = spec
-                self._file_of[name] = file
+        for file, expected in files.items():
+            found = _specs(file)
+            _check_names(file, found.keys(), expected)
+            for name, spec in found.items():
+                if expected is None or name in expected:
+                    self.specs[name] = spec
+                    self._file_of[name] = file
+        if not self.specs:
+            raise ModelError(f"model {str(self.directory)!r}: it has no tensors")
 
     @property
     def num_bytes(self) -> int:
@@ -146,24 +155,54 @@ def checksum(tensor: torch.Tensor) -> str:
     return hashlib.sha256(as_bytes(tensor).data).hexdigest()
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _weight_files(directory: Path) -> dict[Path, Set[str] | None]:
+    """The files that hold the weights, and which tensors an index says are in them."""
     for name in (WHOLE[0], INDEXES[0], WHOLE[1], INDEXES[1]):
         path = directory / name
         if not path.is_file():
             continue
-        files = [path] if name in WHOLE else _indexed(path)
+        files: dict[Path, Set[str] | None] = {path: None} if name in WHOLE else {**_indexed(path)}
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelError(f"model {str(directory)!r}: {missing[0]}, which {name} names, is not there")
         return files
+    if (directory / "exact.json").is_file():
+        raise ModelError(
+            f"model {str(directory)!r}: it is an exact delta; `vicuna weights apply-delta` makes a model of it"
+        )
     raise ModelError(f"model {str(directory)!r}: it has none of {', '.join((*WHOLE, *INDEXES))}")
 
 
-def _indexed(index: Path) -> list[Path]:
+def _indexed(index: Path) -> dict[Path, set[str]]:
+    files: dict[Path, set[str]] = {}
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        return [index.parent / name for name in sorted(set(weight_map.values()))]
+        for name, file in sorted(weight_map.items(), key=lambda item: (item[1], item[0])):
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not a file beside it")
+            files.setdefault(index.parent / file, set()).add(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weights: {error!r}") from None
+    return files
+
+
+def _check_names(file: Path, found: Set[str], expected: Set[str] | None) -> None:
+    """Hold what is in a shard against what the index says of it. Buffers that are computed may be more."""
+    if expected is None:
+        return
+    for name in sorted(expected ^ found):
+        if name in expected:
+            raise ModelError(f"{file}: there is no {name}, which the index says is in it")
+        if not RECOMPUTED.search(name):
+            raise ModelError(f"{file}: it holds {name}, of which the index says nothing, or that it is elsewhere")
+
+
+def _checked(name: object, tensor: torch.Tensor, path: Path) -> str:
+    if not isinstance(name, str):
+        raise ModelError(f"{path}: it is no mapping of names to tensors: {name!r} is one of the names")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or dtype not in DTYPES.values():
+        raise ModelError(f"{path}: {name}: {tensor.layout}, {dtype} is not read; valid: {', '.join(DTYPES.values())}")
+    return name
 
 
 class Pickle:
@@ -177,7 +216,7 @@ class Pickle:
         self.path = path
         self._tensors, self._is_mapped = _load(path)
         self._bytes_read = 0
-        self.specs = {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
+        self.specs = {_checked(name, tensor, path): Spec.of(tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor. The file is opened anew from time to time, so that what was mapped before is given back."""
@@ -215,8 +254,8 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
         raise ModelError(f"{path}: it holds more than tensors, and is not loaded. {reason.strip()}".rstrip()) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: it is cut off or no file of weights: {_reason(error)}") from None
+    except Exception as error:  # whatever torch meets in a damaged file
+        raise ModelError(f"{path}: it is cut off, damaged or no file of weights: {_reason(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ModelError(f"{path}: it is no mapping of names to tensors")
     return loaded, is_mapped

@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,51 @@ def test_what_is_not_on_s3_is_one_clear_line(bucket: Bucket) -> None:
     assert "NO_SUCH_BUCKET" in refusal("s3://no-such-bucket/model")
     assert refusal(f"s3://{bucket.name}/folder").endswith("there is no config.json at that path")
     assert refusal(f"s3://{bucket.name}//model")
+
+
+def test_what_was_replaced_when_the_machine_died_comes_back(tmp_path: Path) -> None:
+    """And only that of the same name goes."""
+    for name in (".a.0123abcd.aside.old", ".a.0123abcd.aside", ".a.b.0123abcd.aside.old", ".a.b.0123abcd.aside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text(name)
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "a"):
+        raise RuntimeError
+    assert (tmp_path / "a" / "text").read_text() == ".a.0123abcd.aside.old"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a", ".a.b.0123abcd.aside.old", ".a.b.0123abcd.aside"}
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("call", range(4))
+def test_there_is_a_whole_target_whatever_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool, call: int
+) -> None:
+    target = tmp_path / "target"
+    with written_aside(target) as directory:
+        (directory / "text").write_text("old")
+    rename, calls = Path.rename, iter(range(10))
+
+    def failing(path: Path, other: Path) -> Path:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return rename(path, other)
+
+    if not can_exchange:
+        monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with suppress(KeyboardInterrupt), written_aside(target) as directory:
+        (directory / "text").write_text("new")
+    monkeypatch.undo()
+    assert (target / "text").read_text() in ("old", "new")
+    with written_aside(target) as directory:
+        (directory / "text").write_text("newest")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_one_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with written_aside(target) as first, written_aside(target) as second:
+        (first / "text").write_text("first")
+        (second / "text").write_text("second")
+    assert (target / "text").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]

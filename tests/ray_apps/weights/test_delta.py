@@ -133,3 +133,39 @@ def test_what_is_in_a_directory_and_what_differs(tmp_path: Path) -> None:
     assert "3 tensors are the same bit for bit, 2 differ" in told
     assert "is missing" in told
     assert "0.5" in told
+
+
+def test_all_differences_are_listed(tmp_path: Path) -> None:
+    more = {f"extra.{number}": torch.ones(1) for number in range(30)}
+    base = models.write(tmp_path / "base", models.tensors(1))
+    other = models.write(tmp_path / "other", models.tensors(1) | more)
+    with pytest.raises(ModelError) as caught:
+        run("make-delta", base, other, str(tmp_path / "output"))
+    assert [f"{name}: only in target" for name in sorted(more)] == str(caught.value).splitlines()[1:]
+
+
+def test_what_does_not_go_together(tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    other = models.write(tmp_path / "other", models.tensors(1, vocab=600))
+    with pytest.raises(ModelError, match=r"lm_head\.weight: \[32, 8\] and \[600, 8\] in base and target"):
+        run("make-delta", base, other, str(tmp_path / "output"))
+    flags = {name: tensor > 0 for name, tensor in models.tensors(1).items()}
+    with pytest.raises(ModelError, match=r"bool in target cannot be added or subtracted; make-delta --exact takes"):
+        run("make-delta", base, models.write(tmp_path / "flags", flags), str(tmp_path / "output"))
+
+
+def test_low_memory_is_said_to_be_always_so(tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    run("make-delta", base, base, str(tmp_path / "delta"))
+    told = run("apply-delta", base, str(tmp_path / "delta"), str(tmp_path / "again"), "--low-cpu-mem")
+    assert "it is always so" in told
+
+
+def test_a_list_in_a_pipe_is_not_cut(tmp_path: Path) -> None:
+    name = "model.layers.0.a_name_that_is_longer_than_a_terminal_is_wide_" + "x" * 80
+    model = models.write(tmp_path / "model", {name: torch.ones(3, 1000)})
+    told = run("inspect", model)
+    for cell in (name, "3 × 1,000", "float32", "12,000"):
+        assert cell in told
+    changed = models.write(tmp_path / "changed", {name: torch.full((3, 1000), 1.5)})
+    assert "0.5" in run("inspect", model, changed, code=1)

@@ -1,5 +1,6 @@
 """Exact deltas give the target bit for bit, or nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import ModelError
+from ray_apps.weights import exact
 from ray_apps.weights.exact import MANIFEST, apply_exact, make_exact
 from ray_apps.weights.tensor_files import DTYPES, TensorFiles
 from tests.ray_apps.weights import models
@@ -88,3 +90,35 @@ def test_whatever_the_tensors(tmp_path_factory: pytest.TempPathFactory, data: st
     assert {name: tensor.dtype for name, tensor in again.items()} == {n: t.dtype for n, t in target.items()}
     for name, tensor in target.items():
         assert torch.equal(again[name].float(), tensor.float())
+
+
+def test_a_manifest_that_lost_a_tensor_is_refused_and_a_whole_one_listed(tmp_path: Path) -> None:
+    ours = models.write(tmp_path / "base", models.tensors(1))
+    theirs = models.write(tmp_path / "target", models.tensors(2))
+    run("make-delta", ours, theirs, str(tmp_path / "delta"), "--exact")
+    assert "model.norm.weight" in run("inspect", str(tmp_path / "delta"))
+    with pytest.raises(ModelError, match="it is an exact delta; `vicuna weights apply-delta`"):
+        run("to-safetensors", str(tmp_path / "delta"), str(tmp_path / "output"))
+    path = tmp_path / "delta" / MANIFEST
+    whole = json.loads(path.read_text())
+    for harm in ({"dtype": "x"}, {"file": "../exact-00001.bin"}, {"at": "x"}, {"shape": [-1, 8]}, {"bytes": 2**60}):
+        tensors = {name: {**entry, **harm} for name, entry in whole["tensors"].items()}
+        path.write_text(json.dumps({**whole, "tensors": tensors, "checksum": exact._checksum(tensors)}))
+        with pytest.raises(ModelError, match="not the manifest of an exact delta"):
+            run("apply-delta", ours, str(tmp_path / "delta"), str(tmp_path / "output"))
+    del whole["tensors"]["model.norm.weight"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ModelError, match=r"exact\.json is damaged: its checksum is not that of what it says"):
+        run("apply-delta", ours, str(tmp_path / "delta"), str(tmp_path / "output"))
+
+
+def test_a_large_one_is_in_parts(tmp_path: Path) -> None:
+    ours = models.write(tmp_path / "base", models.tensors(1))
+    theirs = models.write(tmp_path / "target", models.tensors(2))
+    for name in ("delta", "again"):
+        (tmp_path / name).mkdir()
+    make_exact(TensorFiles(ours), TensorFiles(theirs), tmp_path / "delta", part_bytes=300)
+    assert len(list((tmp_path / "delta").glob("exact-*.bin"))) > 1
+    apply_exact(TensorFiles(ours), tmp_path / "delta", tmp_path / "again")
+    (tmp_path / "again" / "config.json").write_text("{}")
+    assert all(torch.equal(tensor, models.tensors(2)[name]) for name, tensor in read(tmp_path / "again").items())

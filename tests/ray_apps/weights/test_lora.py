@@ -81,9 +81,14 @@ LAYER = f"{PREFIX}model.layers.0.self_attn.q_proj"
         (lambda place: (place / "adapter_model.safetensors").write_bytes(b"{}"), "it is cut off or no safetensors"),
         (lambda place: without(place, f"{LAYER}.lora_A.weight"), r"layers\.0\.self_attn\.q_proj has no lora_A"),
         (lambda place: with_tensor(place, f"{LAYER}.lora_A.weight", torch.ones(4, 5)), r"q_proj: \[64, 4\] × \[4, 5\]"),
+        (lambda place: with_field(place, "r", 8), r"down_proj is of rank 4, where adapter_config\.json says 8"),
+        (lambda place: with_field(place, "rank_pattern", {"(": 2}), r"rank_pattern: '\(' is no pattern"),
+        (lambda place: with_field(place, "alpha_pattern", {"q_proj": 0}), "alpha_pattern: q_proj: 0 is not valid"),
+        (lambda place: with_field(place, "alora_invocation_tokens", [1]), "aLoRA is not merged"),
+        (lambda place: save_file({}, place / "adapter_model.safetensors"), "it has no tensors"),
         (lambda place: with_tensor(place, f"{LAYER}.lora_magnitude_vector", torch.ones(5)), "of a kind that is not"),
         (
-            lambda place: [with_tensor(place, f"{PREFIX}x.lora_{side}.weight", torch.ones(1, 1)) for side in "AB"],
+            lambda place: [with_tensor(place, f"{PREFIX}x.lora_{side}.weight", torch.ones(4, 4)) for side in "AB"],
             r"x\.weight: missing in the base",
         ),
         (
@@ -109,3 +114,17 @@ def test_a_quantised_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> No
     run("quantize", str(tiny_model_dir), str(tmp_path / "base"), "--to", "int8")
     with pytest.raises(ModelError, match=r"q_proj\.weight: int8 in the base, which is quantised"):
         run("merge-lora", str(tmp_path / "base"), str(tmp_path / "adapter"), str(tmp_path / "merged"))
+
+
+def test_the_adapter_s_tokenizer_takes_the_place_of_the_base_s(model: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    write_adapter(model, adapter, seed=1)
+    run("merge-lora", str(model), str(adapter), str(tmp_path / "plain"))
+    assert (tmp_path / "plain" / "tokenizer.json").read_text() == (model / "tokenizer.json").read_text()
+    (adapter / "tokenizer.model").write_bytes(b"another")
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": "of the adapter"}))
+    run("merge-lora", str(model), str(adapter), str(tmp_path / "merged"))
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert not names & {"tokenizer.json", "chat_template.jinja"}
+    settings = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert settings == {"chat_template": "of the adapter"}

@@ -27,9 +27,25 @@ def test_the_logits_are_the_same(tmp_path: Path, sentences: Path, num_parts: int
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-5)
-    assert again.config.max_position_embeddings == 4096
+    assert again.config.max_position_embeddings == (2048 if num_key_value_heads == 8 else 4096)
     assert again.config.num_key_value_heads == num_key_value_heads
     assert again.generation_config.eos_token_id == 2
+
+
+@pytest.mark.parametrize(("dtype", "context"), [(torch.float16, 2048), (torch.bfloat16, 4096)])
+def test_llama_2_reads_more_than_llama(
+    tmp_path: Path, sentences: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, context: int
+) -> None:
+    """One was published in fp16, the other in bf16. From within the directory, with the tokenizer above it."""
+    write_meta(tmp_path / "7B", llama().to(dtype), 1, sentences)
+    monkeypatch.chdir(tmp_path / "7B")
+    run("convert-llama", ".", str(tmp_path / "output"))
+    assert json.loads((tmp_path / "output" / "config.json").read_text())["max_position_embeddings"] == context
+
+
+def with_param(place: Path, **params: object) -> None:
+    path = place / "params.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **params}))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +84,21 @@ def test_a_slow_tokenizer_gets_a_fast_one_with_the_same_ids(tmp_path: Path, sent
     assert json.loads((tmp_path / "output" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+def test_no_special_token_stays_empty(tmp_path: Path, sentences: Path) -> None:
+    """As they are in early conversions."""
+    model = llama()
+    old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin")
+    empty = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "")
+    (tmp_path / "old" / "special_tokens_map.json").write_text(json.dumps(empty))
+    settings = json.loads((tmp_path / "old" / "tokenizer_config.json").read_text())
+    (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps({**settings, **empty}))
+    (tmp_path / "old" / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "do_sample": true}')
+    run("to-safetensors", old, str(tmp_path / "output"), "--template", "vicuna_v1.1")
+    made = AutoTokenizer.from_pretrained(tmp_path / "output")
+    assert (made.bos_token, made.eos_token, made.unk_token) == ("<s>", "</s>", "<unk>")
+    assert json.loads((tmp_path / "output" / "generation_config.json").read_text())["top_p"] == 0.6
+
+
 def test_what_is_wrong_with_a_tokenizer_or_template_is_said(tmp_path: Path, sentences: Path) -> None:
     model = llama(vocab_size=381)
     old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin")
@@ -77,10 +108,10 @@ def test_what_is_wrong_with_a_tokenizer_or_template_is_said(tmp_path: Path, sent
     with pytest.raises(ConfigError, match=r"template: 'chatml' needs the special tokens <\|im_start\|>"):
         run("to-safetensors", old, output, "--template", "chatml")
     (tmp_path / "old" / "added_tokens.json").write_text('{"[PAD]": 400}')
-    with pytest.raises(ModelError, match=r"added token '\[PAD\]' has the id 400, which is not the next one"):
+    with pytest.raises(ModelError, match=r"added_tokens\.json: '\[PAD\]' has the id 400, which is not the next one"):
         run("to-safetensors", old, output)
     (tmp_path / "old" / "added_tokens.json").write_text("{")
-    with pytest.raises(ModelError, match=r"added_tokens\.json: "):
+    with pytest.raises(ModelError, match=r"added_tokens\.json is not readable"):
         run("to-safetensors", old, output)
     assert not (tmp_path / "output").exists()
 
@@ -101,9 +132,16 @@ def test_the_same_ids_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, sente
     ("harm", "message"),
     [
         (lambda place: (place / "params.json").unlink(), "there is no params.json"),
-        (lambda place: (place / "params.json").write_text("{}"), "params.json: n_heads is missing"),
+        (lambda place: (place / "params.json").write_text("{}"), "params.json: dim is missing"),
+        (lambda place: with_param(place, n_heads="x"), "params.json: n_heads: 'x' is not valid; expected a number"),
+        (lambda place: with_param(place, n_heads=7), "params.json: n_heads: 7 does not divide dim"),
+        (lambda place: with_param(place, norm_eps="x"), "params.json: norm_eps: 'x' is not valid"),
+        (lambda place: with_param(place, n_layers=3), "the parts have no 'layers.2.attention.wk.weight'"),
+        (lambda place: with_param(place, n_layers=1), "params.json has no place for 'layers.1."),
+        (lambda place: with_param(place, dim=64), r"'tok_embeddings.weight' of 2 parts together is \[380, 32\]"),
+        (lambda place: (place / "consolidated.01.pth").unlink(), "a part is missing, or is of another model"),
         (lambda place: (place / "consolidated.00.pth").unlink(), "consolidated.00.pth is not there"),
-        (lambda place: (place / "consolidated.01.pth").write_bytes(b""), "consolidated.01.pth: it is cut off"),
+        (lambda place: (place / "consolidated.01.pth").write_bytes(b""), "consolidated.01.pth: it is cut off, damaged"),
         (lambda place: (place.parent / "tokenizer.model").unlink(), "there is no tokenizer.model"),
         (lambda place: (place.parent / "tokenizer.model").write_text("x"), "tokenizer.model: no SentencePiece model"),
         (lambda place: torch.save({"any.weight": torch.ones(1)}, place / "consolidated.00.pth"), "'any.weight' is no"),

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,10 @@ import torch
 from pyarrow import fs
 
 from data_prep.errors import ConfigError, ModelError
+from data_prep.folder import Folder
+from ray_apps.weights import output as output_module
 from ray_apps.weights.tensor_files import TensorFiles
+from tests import s3, tiny
 from tests.ray_apps.weights import models
 from tests.ray_apps.weights.test_delta import read, run
 from tests.s3 import Bucket
@@ -33,14 +36,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("command", ["to-safetensors", "make-delta"])
+@pytest.mark.parametrize("command", ["to-safetensors", "make-delta", "quantize"])
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, small_disk: Path, command: str) -> None:
     small = models.write(tmp_path / "small", models.tensors(1))
     output = small_disk / "output"
     run("to-safetensors", small, str(output))
     before = {path: path.read_bytes() for path in output.iterdir()}
     large = models.write(tmp_path / "large", LARGE)
-    given = [large] if command == "to-safetensors" else [large, large]
+    given = {"to-safetensors": [large], "make-delta": [large, large]}.get(command, [])
+    if command == "quantize":
+        given = [str(tiny.write_model(tmp_path / "model", hidden_size=512)), "--to", "int8"]
     with pytest.raises(OSError, match=r"No space left on device; nothing was written: '.*/output'"):
         run(command, *given, str(output))
     assert {path: path.read_bytes() for path in output.iterdir()} == before
@@ -93,9 +98,9 @@ def test_what_is_not_ours_on_s3_stays(bucket: Bucket, tmp_path: Path) -> None:
     bucket.write("notes/text", "kept")
     with pytest.raises(ConfigError, match=r"output: 's3://.*/notes' has no origin.json: it is not ours to replace"):
         run("to-safetensors", model, f"{bucket.uri}/notes")
-    with pytest.raises(ConfigError, match=r"output: 's3://.*' is a whole bucket; valid: s3://bucket/key"):
+    with pytest.raises(ConfigError, match=r"output: 's3://.*' is not valid; expected s3://bucket/key"):
         run("to-safetensors", model, bucket.uri)
-    with pytest.raises(OSError, match=r"Bucket 'no-such-bucket' not found|NoSuchBucket|bucket does not exist"):
+    with pytest.raises(ConfigError, match=r"output: there is no bucket 'no-such-bucket'"):
         run("to-safetensors", model, "s3://no-such-bucket/model")
 
 
@@ -121,8 +126,100 @@ def test_a_copy_to_s3_that_breaks_leaves_what_was_there(
     assert all(torch.equal(tensor, models.tensors(1)[name]) for name, tensor in TensorFiles(uri).stream())
 
 
-def test_a_model_that_is_being_replaced_on_s3_is_no_model(bucket: Bucket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_moved", [0, 1, 4])
+def test_a_model_that_is_half_replaced_on_s3_is_no_model_until_the_command_is_run_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_moved: int
+) -> None:
     uri = f"{bucket.uri}/model"
-    bucket.write("model/model.safetensors", "of the new one")
+    run("to-safetensors", models.write(tmp_path / "small", models.tensors(1)), uri)
+    other = models.write(tmp_path / "other", models.tensors(2))
+    moved: list[str] = []
+
+    class Breaking:
+        """The service, until so many files have been moved."""
+
+        def __init__(self, filesystem: fs.FileSystem) -> None:
+            self._filesystem = filesystem
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._filesystem, name)
+
+        def move(self, source: str, target: str) -> None:
+            if len(moved) == num_moved:
+                raise OSError("the network is gone")
+            moved.append(target)
+            self._filesystem.move(source, target)
+
+    move = output_module._move
+
+    def breaking(aside: str, target: Folder, names: Set[str]) -> None:
+        target.filesystem = Breaking(target.filesystem)
+        move(aside, target, names)
+
+    monkeypatch.setattr(output_module, "_move", breaking)
+    with pytest.raises(OSError, match=r"half replaced: the network is gone; what is missing is in s3://.*\.aside; run"):
+        run("to-safetensors", other, uri)
     with pytest.raises(ModelError, match=r"there is no config\.json at that path"):
         TensorFiles(uri)
+    assert any(".aside" in key for key in bucket.list_keys())
+    monkeypatch.undo()
+    for name, value in {**s3.variables(bucket.endpoint), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    run("to-safetensors", other, uri)
+    assert all(torch.equal(tensor, models.tensors(2)[name]) for name, tensor in TensorFiles(uri).stream())
+
+
+def test_what_a_command_reads_or_did_not_write_is_not_replaced(tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    own = tmp_path / "own"
+    run("to-safetensors", base, str(own))
+    run("to-safetensors", base, str(own / "inner"))
+    with pytest.raises(ConfigError, match=r"output: .*own' is or holds .*inner', of which it is made"):
+        run("to-safetensors", str(own / "inner"), str(own))
+    with pytest.raises(ConfigError, match=r"output: .*own' is or holds .*own', of which it is made"):
+        run("make-delta", str(own), base, str(own))
+    with pytest.raises(ConfigError, match=r"output: .*own' holds 'inner', which was not written with it"):
+        run("to-safetensors", base, str(own))
+    for wrong in ("", "/", "~no-such-user/x", "s3://bucket//key", "s3://"):
+        with pytest.raises(ConfigError, match=r"output: "):
+            run("to-safetensors", base, wrong)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        run("to-safetensors", base, str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "link", "real"}
+
+
+def test_files_that_may_not_be_written_are_copied(tmp_path: Path, sentences: Path) -> None:
+    from tests.ray_apps.weights.published import llama, write_hub
+
+    model = llama()
+    old = Path(write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin"))
+    for path in old.iterdir():
+        path.chmod(0o444)
+    run("to-safetensors", str(old), str(tmp_path / "output"), "--template", "vicuna_v1.1")
+    assert (tmp_path / "output" / "config.json").stat().st_mode & 0o200
+
+
+@pytest.mark.slow
+def test_the_memory_is_that_of_a_tensor_and_not_of_the_file(tmp_path: Path) -> None:
+    """A file of half a GB is mapped, and given back on the way."""
+    weights = {f"layers.{number}.weight": torch.full((2**24,), number, dtype=torch.float16) for number in range(16)}
+    model = models.write(tmp_path / "model", weights, "bin")
+    program = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+
+    def peak(*words: str) -> int:
+        command = [sys.executable, "-c", program, sys.executable, "-m", "ray_apps.cli", "weights", *words]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    small = models.write(tmp_path / "small", models.tensors(1), "bin")
+    idle = peak("to-safetensors", small, str(tmp_path / "one"))
+    assert peak("to-safetensors", model, str(tmp_path / "other")) - idle < 300e6

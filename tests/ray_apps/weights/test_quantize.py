@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data_prep.errors import ModelError
 from ray_apps.engine.native.engine import NativeEngine
@@ -58,3 +58,15 @@ def test_what_cannot_be_quantised_is_said(tiny_model_dir: Path, tmp_path: Path) 
         with pytest.raises(ModelError, match=message):
             run("quantize", model, str(tmp_path / "again"), "--to", "int8")
     assert not (tmp_path / "again").exists()
+
+
+def test_layers_that_lie_transposed(tmp_path: Path) -> None:
+    """GPT-2's."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=4)).save_pretrained(tmp_path / "model")
+    whole: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", quantization_config=BITSANDBYTES["nf4"], device_map={"": "cpu"}
+    )
+    whole.save_pretrained(tmp_path / "whole")
+    run("quantize", str(tmp_path / "model"), str(tmp_path / "output"), "--to", "nf4")
+    assert ", 0 differ" in run("inspect", str(tmp_path / "whole"), str(tmp_path / "output"))

@@ -1,7 +1,10 @@
 """Weights are read from what people have, and refused where they are not whole or want to do something."""
 
+import json
 import os
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +131,60 @@ def test_a_tensor_out_of_turn_is_never_written_under_another_name(tmp_path: Path
     specs = {name: Spec.of(tensor) for name, tensor in weights.items()}
     with pytest.raises(ValueError, match="in place of"):
         write_model(tmp_path, specs, reversed(weights.items()))
+
+
+def indexed(model: str, change: Callable[[dict[str, str]], object]) -> None:
+    path = Path(model) / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names.update({"extra": "model-00001-of-00002.safetensors"}), "there is no extra, which the"),
+        (lambda names: names.pop("model.norm.weight"), "holds model.norm.weight, of which the index says nothing"),
+        (
+            lambda names: names.update({"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}),
+            "model-00001-of-00002.safetensors: there is no model.embed_tokens.weight",
+        ),
+        (lambda names: names.update({"extra": "../other.safetensors"}), "is not a file beside it"),
+        (lambda names: names.update({"extra": 5}), "not an index of weights"),
+        (lambda names: names.clear(), "it has no tensors"),
+    ],
+)
+def test_an_index_is_held_against_its_shards(tmp_path: Path, change: Any, message: str) -> None:
+    model = models.write(tmp_path / "model", models.tensors(1), "safetensors-shards")
+    indexed(model, change)
+    assert message in refused(model)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {},
+        {1: torch.ones(1)},
+        {"a": torch.ones(1, dtype=torch.complex64)},
+        {"a": torch.ones(2, 2).to_sparse()},
+        {"a": torch.ones(1, dtype=torch.uint16)},
+    ],
+)
+def test_what_is_no_weights_is_refused(tmp_path: Path, held: dict[Any, torch.Tensor]) -> None:
+    model = models.write(tmp_path / "model", models.tensors(1), "bin")
+    torch.save(held, f"{model}/pytorch_model.bin")
+    assert any(words in refused(model) for words in ("has no tensors", "is no mapping", "is not read; valid"))
+
+
+@given(data=st.data())
+def test_a_damaged_pickle_is_one_line_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    model = models.write(tmp_path_factory.mktemp("damaged") / "model", models.tensors(1), "bin")
+    path = Path(model) / "pytorch_model.bin"
+    is_zip = data.draw(st.booleans())
+    torch.save(models.tensors(1), path, _use_new_zipfile_serialization=is_zip)
+    held = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        held[data.draw(st.integers(0, len(held) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(held)
+    with suppress(ModelError):  # and nothing else
+        dict(TensorFiles(model).stream())
