@@ -18,6 +18,7 @@ from ray_apps.weights import output as output_module
 from ray_apps.weights.tensor_files import TensorFiles
 from tests import s3, tiny
 from tests.ray_apps.weights import models
+from tests.ray_apps.weights.published import llama, write_hub, write_meta
 from tests.ray_apps.weights.test_delta import read, run
 from tests.s3 import Bucket
 
@@ -196,8 +197,6 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_files_that_may_not_be_written_are_copied(tmp_path: Path, sentences: Path) -> None:
-    from tests.ray_apps.weights.published import llama, write_hub
-
     model = llama()
     old = Path(write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin"))
     for path in old.iterdir():
@@ -223,3 +222,24 @@ def test_the_memory_is_that_of_a_tensor_and_not_of_the_file(tmp_path: Path) -> N
     small = models.write(tmp_path / "small", models.tensors(1), "bin")
     idle = peak("to-safetensors", small, str(tmp_path / "one"))
     assert peak("to-safetensors", model, str(tmp_path / "other")) - idle < 300e6
+
+
+def test_meta_s_files_may_lie_on_s3(bucket: Bucket, tmp_path: Path, sentences: Path) -> None:
+    write_meta(tmp_path / "llama" / "7B", llama(), 2, sentences)
+    (tmp_path / "llama" / "tokenizer.model").rename(tmp_path / "llama" / "7B" / "tokenizer.model")
+    run("convert-llama", bucket.upload(tmp_path / "llama" / "7B", "LLaMA/7B"), str(tmp_path / "one"))
+    run("convert-llama", str(tmp_path / "llama" / "7B"), str(tmp_path / "other"))
+    assert ", 0 differ" in run("inspect", str(tmp_path / "one"), str(tmp_path / "other"))
+
+
+def test_hub_ids_are_read_from_the_cache_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = "0" * 40
+    place = tmp_path / "hub" / "models--lmsys--vicuna-7b-delta-v1.1"
+    models.write(place / "snapshots" / revision, models.tensors(2), "bin-shards")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base = models.write(tmp_path / "base", models.tensors(1))
+    run("apply-delta", base, "lmsys/vicuna-7b-delta-v1.1", str(tmp_path / "vicuna"))
+    made = read(tmp_path / "vicuna")
+    assert all(torch.equal(made[name], tensor + models.tensors(2)[name]) for name, tensor in models.tensors(1).items())
