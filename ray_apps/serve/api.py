@@ -16,12 +16,14 @@ from ray_apps.serve.body import StrictJsonRoute
 from ray_apps.serve.deadline import time_allowed, until, within
 from ray_apps.serve.errors import ERROR_RESPONSES, install_error_handlers, unavailable
 from ray_apps.serve.jobs import Delta, Job
+from ray_apps.serve.moderation import Moderating
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
 from ray_apps.serve.protocol.chat_response import ChatCompletion
 from ray_apps.serve.protocol.completion_request import CompletionRequest
 from ray_apps.serve.protocol.completion_response import Completion
 from ray_apps.serve.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from ray_apps.serve.protocol.models import ModelCard, ModelList
+from ray_apps.serve.protocol.moderations import ModerationList, ModerationRequest
 from ray_apps.serve.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -34,8 +36,8 @@ from ray_apps.serve.tokenize import tokens_job
 from ray_apps.serve.tools import check_schemas
 
 
-def create_api(models: Sequence[ServedModel]) -> FastAPI:
-    """The app that answers for `models`, whose names all differ."""
+def create_api(models: Sequence[ServedModel], moderating: Moderating | None = None) -> FastAPI:
+    """The app that answers for `models`, whose names all differ; and with what they are moderated by."""
     api = FastAPI(title="vicuna-ray", docs_url=None, redoc_url=None, responses=ERROR_RESPONSES)
     api.router.route_class = StrictJsonRoute
     router = Router(models)
@@ -86,6 +88,12 @@ def create_api(models: Sequence[ServedModel]) -> FastAPI:
         job = embeddings.make_job(request, new_id("embd"), route.adapter)
         found = await within(_seconds(route, http), route.model.backend.embed(job))
         return embeddings.render(request, route.name, found)
+
+    if moderating is not None:
+
+        @api.post("/v1/moderations")
+        async def create_moderation(request: ModerationRequest) -> ModerationList:
+            return await moderating.endpoint(request.input, new_id("modr"))
 
     @api.post("/tokenize")
     async def tokenize(request: TokenizeRequest, http: Request) -> TokenizeResponse:

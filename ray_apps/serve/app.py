@@ -9,6 +9,7 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
+from data_prep.moderation import build_moderator
 from ray_apps.engine.build import choose_engine
 from ray_apps.machine import count_gpus, gpu_memory, usable_cpus
 from ray_apps.serve.arguments import read_arguments
@@ -41,6 +42,8 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """
     try:
         settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(read_arguments(args), "args")
+        if settings.moderation.kind in ("local", "openai"):
+            build_moderator(settings.moderation.moderator, "args.moderation")
         resolved = choose_resources(resolve_models(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None

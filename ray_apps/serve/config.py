@@ -13,7 +13,7 @@ from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import EngineName
 from ray_apps.engine.options import Device, Dtype, Quantization
 from ray_apps.serve.jobs import Truncation
-from ray_apps.serve.policy import Limits, RequestLogging, Security
+from ray_apps.serve.policy import Limits, Moderation, RequestLogging, Security
 from ray_apps.serve.scaling import Autoscaling
 
 DEMO_MODEL = "artifacts/demo/model"
@@ -142,6 +142,8 @@ class ServeArgs(ModelArgs):
     """How much may be asked for."""
     logging: RequestLogging = RequestLogging()
     """What is written down of each request."""
+    moderation: Moderation = Moderation()
+    """What is judged before it is answered or told."""
 
     @field_validator("models")
     @classmethod
@@ -159,6 +161,13 @@ class ServeArgs(ModelArgs):
         beside = sorted(self.model_fields_set & ModelArgs.model_fields.keys())
         if self.models and beside:
             raise ValueError(f"{beside[0]}: cannot be set beside models; set it in each of them")
+        return self
+
+    @model_validator(mode="after")
+    def _serves_its_guard(self) -> Self:
+        names = [model.served_name for model in self.all_models]
+        if self.moderation.kind == "llm" and self.moderation.model not in names:
+            raise ValueError(f"moderation.model: {self.moderation.model!r} is not served; valid: {', '.join(names)}")
         return self
 
     @property

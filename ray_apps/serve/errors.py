@@ -111,6 +111,18 @@ def rate_limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
     return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=retry_after_s))
 
 
+def refused_by_moderation(categories: Sequence[str], param: str) -> ApiError:
+    """400: what is asked is flagged."""
+    message = f"The request was refused by moderation: {', '.join(categories)}."
+    return bad_request(message, param=param, code="content_filter")
+
+
+def moderation_unavailable() -> ApiError:
+    """503: nothing passes unjudged, and there is no judgement."""
+    message = "The request could not be moderated, and is not answered without; try again later."
+    return ApiError(Failure(503, message, "server_error", "moderation_unavailable", retry_after_s=5))
+
+
 def generation_failed() -> ApiError:
     """500: what happened is in the server's log, and is not the client's to read."""
     return ApiError(Failure(500, "The answer could not be generated.", "server_error", "internal_error"))

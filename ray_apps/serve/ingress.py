@@ -1,6 +1,7 @@
 """The HTTP side: what a Serve deployment runs to answer the API by asking the replicas. It needs no torch."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
@@ -8,12 +9,16 @@ from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from data_prep.moderation import build_moderator
 from ray_apps.serve.api import create_api
 from ray_apps.serve.auth import load_keys
 from ray_apps.serve.config import ModelArgs, ServeArgs
+from ray_apps.serve.guard_model import GuardModel
 from ray_apps.serve.guards import guarded
+from ray_apps.serve.jobs import Backend
 from ray_apps.serve.metered import MeteredBackend
-from ray_apps.serve.metrics import QueueMetrics, RequestMetrics, keep_showing
+from ray_apps.serve.metrics import ModerationMetrics, QueueMetrics, RequestMetrics, keep_showing
+from ray_apps.serve.moderation import Judge, Moderating, ThreadedJudge, moderated
 from ray_apps.serve.replicas import QueueLimits, ReplicaBackend
 from ray_apps.serve.request_log import open_log
 from ray_apps.serve.routing import ServedModel
@@ -40,11 +45,12 @@ class Ingress:
             model.served_name: ReplicaBackend(replicas[model.served_name], queue_limits(model))
             for model in args.all_models
         }
+        self._moderating = _moderating(args, backends)
         self._models = [
             ServedModel(
                 model.served_name,
                 MeteredBackend(
-                    backends[model.served_name],
+                    moderated(backends[model.served_name], self._moderating),
                     model.served_name,
                     limits=args.limits,
                     metrics=self._metrics,
@@ -62,7 +68,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The app that Serve runs; it asks for it after the constructor. Serve's proxy names the requests."""
         return guarded(
-            create_api(self._models),
+            create_api(self._models, self._moderating),
             self._keys,
             self._args.security,
             self._args.limits,
@@ -71,6 +77,19 @@ class Ingress:
             metrics=self._metrics,
             names_requests=False,
         )
+
+
+def _moderating(args: ServeArgs, backends: Mapping[str, Backend]) -> Moderating | None:
+    """What moderates, if anything does."""
+    settings = args.moderation
+    if settings.kind == "off":
+        return None
+    judge: Judge = (
+        GuardModel(backends[settings.model or ""], settings.model or "")
+        if settings.kind == "llm"
+        else ThreadedJudge(build_moderator(settings.moderator, "args.moderation"))
+    )
+    return Moderating(judge, settings, ModerationMetrics(metrics).count)
 
 
 def _show_queues(queue_metrics: QueueMetrics, backends: dict[str, ReplicaBackend]) -> None:

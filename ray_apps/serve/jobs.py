@@ -112,7 +112,7 @@ class Delta:
     text: str
     num_prompt_tokens: int
     num_completion_tokens: int
-    finish_reason: FinishReason | Literal["tool_calls"] | None = None
+    finish_reason: FinishReason | Literal["tool_calls", "content_filter"] | None = None
     index: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0

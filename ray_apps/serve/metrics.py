@@ -64,6 +64,11 @@ _WAITING = Metric(
     "Requests that wait for a replica, and answers that wait for a place in its batch",
 )
 
+MODERATION_METRICS = (
+    Metric("counter", "vicuna_moderations", "Texts that were judged, or should have been", ("where", "outcome")),
+)
+"""Measured where what is asked and answered is moderated."""
+
 QUEUE_METRICS = (_WAITING,)
 """Measured where a request waits for a replica. Serve's tags tell its gauge from those of the replicas."""
 
@@ -183,3 +188,14 @@ class QueueMetrics:
     def show(self, model: str, num_waiting: int) -> None:
         """So many requests wait for a replica of `model` now."""
         self._meters.set("vllm_num_requests_waiting", num_waiting, model_name=model)
+
+
+class ModerationMetrics:
+    """What is told of moderation."""
+
+    def __init__(self, library: Any) -> None:
+        self._meters = Meters(library, MODERATION_METRICS)
+
+    def count(self, where: str, outcome: str) -> None:
+        """A text of the `input`, of the `output` or of the `endpoint` has `passed`, was `flagged`, or it `failed`."""
+        self._meters.add("vicuna_moderations", 1, where=where, outcome=outcome)

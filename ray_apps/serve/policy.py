@@ -1,10 +1,11 @@
 """Who may ask, how much, and what is written down of it: settings of the whole endpoint."""
 
 import os
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from data_prep.config import DiskPath, Settings
+from data_prep.config import DiskPath, ModerationSettings, Settings
 
 
 class Security(Settings):
@@ -49,3 +50,42 @@ class RequestLogging(Settings):
     """Where one line of JSON per request goes: `stderr`, which Ray keeps with its logs, a file, or null for nowhere."""
     texts: bool = False
     """Whether the lines have what was asked and answered."""
+
+
+class Moderation(Settings):
+    """What is judged, by whom, and what is done about it."""
+
+    kind: Literal["off", "local", "openai", "llm"] = "off"
+    """`local`: on this machine. `openai`: an endpoint of that API. `llm`: a guard model that is served here."""
+    applies_to: list[Literal["input", "output"]] = Field(default=["input", "output"], min_length=1)
+    """What is asked, what is answered, or both."""
+    patterns: DiskPath | None = None
+    """For `local`: YAML of regular expressions by category, instead of the model that comes with a package."""
+    base_url: str = "https://api.openai.com/v1"
+    """For `openai`: where the endpoint is; its key is OPENAI_API_KEY."""
+    model: str | None = None
+    """For `openai`: which moderator. For `llm`: the name of the served model that judges."""
+    thresholds: dict[str, float] = Field(default={})
+    """Scores, 0 to 1, from which on a category counts; others count as the moderator says."""
+    allowed: list[str] = Field(default=[])
+    """Categories that never count."""
+    on_failure: Literal["fail_closed", "fail_open"] = "fail_closed"
+    """Whether, when the moderator is down, nothing is answered or everything."""
+    refusal: Literal["error", "content_filter"] = "error"
+    """What a flagged request gets: a 400, or an empty answer that ends with `content_filter`."""
+    window_characters: int = Field(200, ge=1)
+    """So much of an answer is held back until it has been judged."""
+    timeout_s: float = Field(10, gt=0)
+    """Seconds that a judgement may take."""
+
+    @model_validator(mode="after")
+    def _has_a_guard(self) -> Self:
+        if self.kind == "llm" and not self.model:
+            raise ValueError("model: is required for kind 'llm': the name of a model that is served here")
+        return self
+
+    @property
+    def moderator(self) -> ModerationSettings:
+        """Who is asked, as data preparation has it; not for `llm`."""
+        fields = {"kind": self.kind, "patterns": self.patterns, "base_url": self.base_url}
+        return ModerationSettings.model_validate(fields | ({"model": self.model} if self.model else {}))

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from ray_apps.serve.protocol.usage import Usage
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class TopLogprob(BaseModel):

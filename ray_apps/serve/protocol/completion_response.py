@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from ray_apps.serve.protocol.usage import Usage
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 
 class CompletionLogprobs(BaseModel):

@@ -1,0 +1,228 @@
+"""What is asked and answered is judged before it passes: a `Backend` around another one.
+
+An answer is held back in windows: no text is told before it has been judged together with what precedes it, so that it
+can be stopped in the middle. The moderators are those of data preparation; a guard model served here is another.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from data_prep.moderation import CATEGORIES, Judgement, ModerationError, Moderator
+from ray_apps.serve.errors import ApiError, moderation_unavailable, refused_by_moderation
+from ray_apps.serve.jobs import (
+    Backend,
+    ChatPrompt,
+    Delta,
+    EmbeddingJob,
+    Embeddings,
+    Job,
+    ModelState,
+    Prompt,
+    TextPrompt,
+    TokenizeJob,
+    Tokens,
+)
+from ray_apps.serve.policy import Moderation
+from ray_apps.serve.protocol.moderations import ModerationList, ModerationResult
+
+logger = logging.getLogger(__name__)
+
+Where = Literal["input", "output", "endpoint"]
+Count = Callable[[Where, str], None]
+"""Told of each check: where, and whether it `passed`, was `flagged` or has `failed`."""
+
+
+class Judge(Protocol):
+    """A moderator that others need not wait for."""
+
+    @property
+    def assessed(self) -> Sequence[str]:
+        """The categories that it knows of."""
+        ...
+
+    async def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """A judgement for each text.
+
+        Raises:
+            ModerationError: it cannot be asked.
+        """
+        ...
+
+
+class ThreadedJudge:
+    """A moderator of data preparation, asked in a thread."""
+
+    def __init__(self, moderator: Moderator) -> None:
+        self._moderator = moderator
+        self.assessed = moderator.assessed
+
+    async def judge(self, texts: Sequence[str]) -> list[Judgement]:
+        """See `Judge`."""
+        return await asyncio.to_thread(self._moderator.judge, texts)
+
+
+class Moderating:
+    """Checks texts by `settings`; counts what came of it."""
+
+    def __init__(self, judge: Judge, settings: Moderation, count: Count = lambda where, outcome: None) -> None:
+        self.judge = judge
+        self.settings = settings
+        self._count = count
+
+    async def judged(self, texts: Sequence[str], where: Where) -> list[frozenset[str]]:
+        """The categories for which each text is flagged; none where the moderator is down and that is to pass.
+
+        Raises:
+            ApiError: the moderator is down, and that is not to pass.
+        """
+        found = await self.judgements(texts, where)
+        return [frozenset()] * len(texts) if found is None else [self._flagged(one) for one in found]
+
+    async def judgements(self, texts: Sequence[str], where: Where) -> list[Judgement] | None:
+        """What the moderator holds of the texts; None where it is down and that is to pass. Raises as `judged`."""
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                found = await self.judge.judge(texts)
+        except (ModerationError, ApiError, TimeoutError) as error:
+            self._count(where, "failed")
+            logger.warning("moderation of %s failed, %s: %s", where, self.settings.on_failure, _said(error))
+            if self.settings.on_failure == "fail_open":
+                return None
+            raise moderation_unavailable() from None
+        for one in found:
+            self._count(where, "flagged" if self._flagged(one) else "passed")
+        return found
+
+    async def endpoint(self, texts: Sequence[str], request_id: str) -> ModerationList:
+        """What `POST /v1/moderations` answers.
+
+        Raises:
+            ApiError: the moderator is down, whatever is to pass otherwise: nobody asked for a guess.
+        """
+        found = await self.judgements(texts, "endpoint")
+        if found is None:
+            raise moderation_unavailable()
+        return ModerationList(id=request_id, model=self.settings.kind, results=[self._result(one) for one in found])
+
+    def _result(self, judgement: Judgement) -> ModerationResult:
+        flagged = self._flagged(judgement)
+        names = dict.fromkeys([*CATEGORIES, *judgement.scores, *sorted(flagged)])
+        return ModerationResult(
+            flagged=bool(flagged),
+            categories={name: name in flagged for name in names},
+            category_scores={name: judgement.scores.get(name, 0.0) for name in names},
+            category_applied_input_types={name: ["text"] for name in self.judge.assessed},
+            not_assessed=[name for name in CATEGORIES if name not in self.judge.assessed],
+        )
+
+    def _flagged(self, judgement: Judgement) -> frozenset[str]:
+        return judgement.with_thresholds(self.settings.thresholds) - {*self.settings.allowed}
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+@dataclass
+class _Window:
+    """Of one answer: pieces that are held back, their text, and the end of the text before."""
+
+    held: list[Delta] = field(default_factory=list)
+    text: str = ""
+    before: str = ""
+    is_over: bool = False
+
+
+class ModeratedBackend:
+    """Asks `backend`, and tells what passes. What is not generation goes through."""
+
+    def __init__(self, backend: Backend, moderating: Moderating) -> None:
+        self._backend = backend
+        self._moderating = moderating
+        self._settings = moderating.settings
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """Yield the answers as far as they pass.
+
+        Raises:
+            ApiError: the input is refused, or the moderator is down.
+        """
+        if "input" in self._settings.applies_to:
+            flagged = await self._flagged_input(job)
+            if flagged and self._settings.refusal == "error":
+                raise refused_by_moderation(sorted(flagged), job.param)
+            if flagged:
+                for index in range(len(job.prompts) * job.num_answers):
+                    yield Delta("", 0, 0, "content_filter", index)
+                return
+        async with aclosing(self._backend.generate(job)) as deltas:
+            if "output" not in self._settings.applies_to:
+                async for delta in deltas:
+                    yield delta
+                return
+            async with aclosing(self._windows(deltas, len(job.prompts) * job.num_answers)) as passed:
+                async for delta in passed:
+                    yield delta
+
+    async def embed(self, job: EmbeddingJob) -> Embeddings:
+        """Embed the texts."""
+        return await self._backend.embed(job)
+
+    async def tokenize(self, job: TokenizeJob) -> Tokens:
+        """The ids of the prompt."""
+        return await self._backend.tokenize(job)
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """The text of ids."""
+        return await self._backend.detokenize(token_ids)
+
+    async def state(self) -> ModelState:
+        """Whether a job can be done now."""
+        return await self._backend.state()
+
+    async def _flagged_input(self, job: Job) -> frozenset[str]:
+        texts = [text for prompt in job.prompts for text in await self._texts(prompt) if text]
+        found = await self._moderating.judged(texts, "input") if texts else []
+        return frozenset().union(*found)
+
+    async def _texts(self, prompt: Prompt) -> list[str]:
+        """What people, and tools, say in a prompt; the assistant's own words have been judged as output."""
+        if isinstance(prompt, ChatPrompt):
+            said = (message for message in prompt.messages if message["role"] != "assistant")
+            return [message["content"] for message in said if isinstance(message.get("content"), str)]
+        return [prompt.text if isinstance(prompt, TextPrompt) else await self._backend.detokenize(prompt)]
+
+    async def _windows(self, deltas: AsyncGenerator[Delta, None], num_answers: int) -> AsyncGenerator[Delta, None]:
+        windows: defaultdict[int, _Window] = defaultdict(_Window)
+        num_left = num_answers
+        async for delta in deltas:
+            window = windows[delta.index]
+            if window.is_over:
+                continue
+            window.held.append(delta)
+            window.text += "".join((delta.text, *(call.arguments for call in delta.calls)))
+            if len(window.text) < self._settings.window_characters and not delta.finish_reason:
+                continue
+            is_flagged = bool(window.text) and any(
+                await self._moderating.judged([window.before + window.text], "output")
+            )
+            if is_flagged:
+                window.held = [replace(delta, text="", logprobs=(), calls=(), finish_reason="content_filter")]
+            for piece in window.held:
+                yield piece
+            window.is_over = is_flagged or bool(delta.finish_reason)
+            num_left -= window.is_over
+            if not num_left:
+                return
+            window.before = (window.before + window.text)[-self._settings.window_characters :]
+            window.held, window.text = [], ""
+
+
+def moderated(backend: Backend, moderating: Moderating | None) -> Backend:
+    """`backend`, moderated if anything is."""
+    return backend if moderating is None else ModeratedBackend(backend, moderating)
