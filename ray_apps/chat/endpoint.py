@@ -8,7 +8,7 @@ import httpx
 
 from data_prep.errors import ChatError
 from ray_apps.chat.talker import Ending, Sampling, TooLongError
-from ray_apps.chat.transcript import Message
+from ray_apps.transcript import Message
 
 TIMEOUT = httpx.Timeout(10, read=600)
 """Seconds. A model that is loaded on demand lets the first token wait."""

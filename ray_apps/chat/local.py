@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data_prep.errors import ChatError, ModelError
 from ray_apps.chat.talker import Ending, Sampling, TooLongError
-from ray_apps.chat.transcript import Message
 from ray_apps.engine.protocol import Engine, EngineError, GenerationRequest, SamplingParams, TokenDelta
+from ray_apps.transcript import Message
 
 Result = TokenDelta | Exception
 

@@ -9,7 +9,7 @@ from data_prep.errors import ChatError
 from ray_apps.chat.commands import UnknownCommandError, help_text, parse
 from ray_apps.chat.styles import Style
 from ray_apps.chat.talker import Ending, Sampling, Talker, TooLongError
-from ray_apps.chat.transcript import Transcript
+from ray_apps.transcript import Transcript
 
 
 class Reader(Protocol):

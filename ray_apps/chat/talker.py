@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_prep.errors import ChatError
-from ray_apps.chat.transcript import Message
+from ray_apps.transcript import Message
 
 
 class TooLongError(ChatError):

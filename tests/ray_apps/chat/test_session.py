@@ -8,8 +8,8 @@ from typing import Any
 from data_prep.errors import ChatError
 from ray_apps.chat.session import Session
 from ray_apps.chat.talker import Ending, Sampling, TooLongError
-from ray_apps.chat.transcript import Message
 from ray_apps.engine.fake import FakeEngine
+from ray_apps.transcript import Message
 
 
 class Typed:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import ChatError
-from ray_apps.chat.transcript import Transcript
+from ray_apps.transcript import Transcript
 
 TEXT = st.text(min_size=1)
 
