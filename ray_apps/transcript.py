@@ -63,11 +63,16 @@ class Transcript:
             self._take_back("assistant")
         return bool(self.messages)
 
+    def cut(self, count: int) -> None:
+        """Keep only the first `count` messages."""
+        del self.messages[count:]
+        self.num_left_out = min(self.num_left_out, max(0, len(self.messages) - 1) // 2 * 2)
+
     def _take_back(self, role: str) -> bool:
         while self.messages:
             taken = self.messages.pop()
             if taken["role"] == role:
-                self.num_left_out = min(self.num_left_out, max(0, len(self.messages) - 1) // 2 * 2)
+                self.cut(len(self.messages))
                 return True
         return False
 

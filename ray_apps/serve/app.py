@@ -1,6 +1,8 @@
 """The composition root of serving: from settings to a Serve application. Resources and counts appear here only."""
 
+import os
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -16,6 +18,7 @@ from ray_apps.serve.arguments import read_arguments
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
 from ray_apps.serve.devices import needed_devices
 from ray_apps.serve.ingress import Ingress
+from ray_apps.serve.policy import Page
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.replica_router import AffinityRouter
 
@@ -44,10 +47,25 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(read_arguments(args), "args")
         if settings.moderation.kind in ("local", "openai"):
             build_moderator(settings.moderation.moderator, "args.moderation")
+        check_page(settings.page)
         resolved = choose_resources(resolve_models(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
     return compose(resolved)
+
+
+def check_page(page: Page) -> None:
+    """Return if the page can be shown, if it is to be.
+
+    Raises:
+        ConfigError: its packages are not installed, or its votes cannot be kept where they should be.
+    """
+    if not page.is_shown:
+        return
+    if find_spec("gradio") is None:
+        raise ConfigError("args.page.is_shown: needs gradio; run `pip install 'vicuna-ray[ui]'`")
+    if page.votes and not os.path.isabs(page.votes):
+        raise ConfigError(f"args.page.votes: {page.votes!r} is not valid; expected an absolute path on the head")
 
 
 def compose(args: ServeArgs, replica: type[Replica] = Replica) -> Application:

@@ -13,7 +13,7 @@ from data_prep.storage import TOKENIZER_FILES, is_hub_id, is_remote, local_model
 from ray_apps.engine.build import EngineName
 from ray_apps.engine.options import Device, Dtype, Quantization
 from ray_apps.serve.jobs import Truncation
-from ray_apps.serve.policy import Limits, Moderation, RequestLogging, Security
+from ray_apps.serve.policy import Limits, Moderation, Page, RequestLogging, Security
 from ray_apps.serve.scaling import Autoscaling
 
 DEMO_MODEL = "artifacts/demo/model"
@@ -144,6 +144,8 @@ class ServeArgs(ModelArgs):
     """What is written down of each request."""
     moderation: Moderation = Moderation()
     """What is judged before it is answered or told."""
+    page: Page = Page()
+    """The chat page."""
 
     @field_validator("models")
     @classmethod

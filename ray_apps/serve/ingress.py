@@ -67,7 +67,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The app that Serve runs; it asks for it after the constructor. Serve's proxy names the requests."""
-        return guarded(
+        api = guarded(
             create_api(self._models, self._moderating),
             self._keys,
             self._args.security,
@@ -77,6 +77,12 @@ class Ingress:
             metrics=self._metrics,
             names_requests=False,
         )
+        if not self._args.page.is_shown:
+            return api
+        from ray_apps.serve.web.mounting import WithPage, mount_page
+
+        page = mount_page(self._models, self._args.page, self._keys)
+        return WithPage(api, page, self._keys, allow_open=self._args.security.allow_open)
 
 
 def _moderating(args: ServeArgs, backends: Mapping[str, Backend]) -> Moderating | None:

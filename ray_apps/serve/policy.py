@@ -89,3 +89,18 @@ class Moderation(Settings):
         """Who is asked, as data preparation has it; not for `llm`."""
         fields = {"kind": self.kind, "patterns": self.patterns, "base_url": self.base_url}
         return ModerationSettings.model_validate(fields | ({"model": self.model} if self.model else {}))
+
+
+class Page(Settings):
+    """The chat page at `/`."""
+
+    is_shown: bool = False
+    """Whether there is one; it needs the packages of the extra `ui`."""
+    votes: DiskPath | None = None
+    """The file for votes and flags, on the head; none are asked for without it."""
+    keeps_texts: bool = True
+    """Whether a vote has the chats that it is about."""
+    max_turns: int = Field(50, ge=1)
+    """The most questions in one chat."""
+    max_characters: int = Field(12_000, ge=1)
+    """The longest message."""

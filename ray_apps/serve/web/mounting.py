@@ -1,0 +1,66 @@
+"""The page beside the API, in one app."""
+
+from collections.abc import Sequence
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ray_apps.serve.auth import ApiKeys, is_loopback
+from ray_apps.serve.errors import error_response, unauthorized
+from ray_apps.serve.policy import Page
+from ray_apps.serve.routing import ServedModel
+from ray_apps.serve.web.asking import Asking
+from ray_apps.serve.web.page import build_page
+from ray_apps.votes import VoteFile
+
+API = ("/v1/", "/health", "/tokenize", "/detokenize", "/openapi.json")
+"""How paths of the API begin; all others are the page's."""
+
+
+class WithPage:
+    """Answers with `api` or `page`.
+
+    The page is for whoever may ask: with an API key as the password, or on this machine where there are no keys.
+    """
+
+    def __init__(self, api: ASGIApp, page: ASGIApp, keys: ApiKeys, *, allow_open: bool) -> None:
+        self._api = api
+        self._page = page
+        self._is_open = bool(keys) or allow_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        if scope["type"] == "lifespan":
+            await self._page(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(API):
+            await self._api(scope, receive, send)
+        elif self._is_open or is_loopback((scope.get("client") or ("",))[0]):
+            await self._page(scope, receive, send)
+        else:
+            refused = unauthorized("No API key is configured here, so only the machine itself may ask.")
+            await error_response(refused.failure)(scope, receive, send)
+
+
+def mount_page(models: Sequence[ServedModel], settings: Page, keys: ApiKeys) -> ASGIApp:
+    """The page for `models` as an app; who it is for is asked where there are `keys`."""
+
+    def may_enter(user: str, password: str) -> bool:
+        return keys.name_of(password.encode()) is not None
+
+    asked = {"auth": may_enter, "auth_message": "The password is an API key; any name will do."} if keys else {}
+    votes = VoteFile(settings.votes) if settings.votes else None
+    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    app: ASGIApp = gr.mount_gradio_app(
+        FastAPI(),
+        build_page(Asking(models, settings), votes, settings),
+        path="/",
+        show_error=True,
+        footer_links=[],
+        ssr_mode=False,
+        theme=theme,
+        **asked,
+    )
+    return app

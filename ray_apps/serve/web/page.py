@@ -1,0 +1,139 @@
+"""The page itself, in gradio: one model, two side by side, or two in a battle."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio looks
+
+import gradio as gr
+
+from ray_apps.serve.policy import Page
+from ray_apps.serve.web.asking import Asking, Sampling
+from ray_apps.serve.web.rooms import Mode, Room, Visit
+from ray_apps.votes import VoteFile
+
+USUAL = Sampling()
+TITLES: dict[Mode, str] = {"chat": "Chat", "side_by_side": "Side by side", "battle": "Battle"}
+MATHS: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+"""What the page does is no API; there is one beside it."""
+CHOICES = {"◀ A is better": "a", "B is better ▶": "b", "Tie": "tie", "Both are bad": "both_bad"}
+
+
+def build_page(asking: Asking, votes: VoteFile | None, settings: Page) -> gr.Blocks:
+    """The page for the models of `asking`."""
+    page: gr.Blocks
+    with gr.Blocks(title="vicuna-ray", analytics_enabled=False, fill_height=True) as page:
+        modes: tuple[Mode, ...] = ("chat",) if len(asking.names) < 2 else ("chat", "side_by_side", "battle")
+        with gr.Tabs():
+            for mode in modes:
+                with gr.Tab(TITLES[mode], id=mode):
+                    _build_room(Room(mode, asking, votes, settings), asking.names, votes is not None)
+    page.queue(default_concurrency_limit=None)
+    return page
+
+
+def _build_room(room: Room, names: Sequence[str], has_votes: bool) -> None:
+    visit = gr.State(Visit)
+    pickers, chats = _build_lanes(room, names, has_votes)
+    field = gr.Textbox(
+        placeholder="Say something; Enter sends, Shift+Enter begins a line",
+        show_label=False,
+        submit_btn="Send",
+        stop_btn=False,
+        lines=1,
+        max_lines=12,
+        elem_id=f"{room.mode}-field",
+        autofocus=room.mode == "chat",
+    )
+    note = gr.Markdown(elem_id=f"{room.mode}-note", sanitize_html=True)
+    with gr.Row():
+        stop, again, undo, clear = (gr.Button(name, size="sm") for name in ("Stop", "Regenerate", "Undo", "New chat"))
+    if has_votes and room.num_lanes == 2:
+        with gr.Row():
+            ballots = {verdict: gr.Button(name, size="sm") for name, verdict in CHOICES.items()}
+    else:
+        ballots = {}
+    with gr.Accordion("System prompt and sampling", open=False):
+        system = gr.Textbox("", label="System prompt", lines=2)
+        temperature = gr.Slider(0, 2, USUAL.temperature, step=0.05, label="Temperature")
+        top_p = gr.Slider(0.05, 1, USUAL.top_p, step=0.05, label="Top p")
+        max_tokens = gr.Slider(16, 4096, USUAL.max_tokens, step=16, label="Longest answer, in tokens")
+    settings = [system, temperature, top_p, max_tokens, *pickers]
+    shown = [visit, field, note, *chats]
+    answering: list[dict[str, Any]] = [
+        field.submit(room.send, [visit, field, *settings], shown, **PRIVATE),
+        again.click(room.regenerate, [visit, *settings], shown, **PRIVATE),
+        *(chat.retry(room.regenerate, [visit, *settings], shown, **PRIVATE) for chat in chats),
+        *(chat.edit(_editing(room), [visit, *settings], shown, **PRIVATE) for chat in chats),
+    ]
+    stop.click(None, cancels=answering, **PRIVATE)
+    undo.click(room.undo, [visit], shown, **PRIVATE)
+    for emptied in (clear.click, *(chat.clear for chat in chats)):
+        emptied(room.clear, [visit], shown, **PRIVATE)
+    for verdict, button in ballots.items():
+        button.click(_voting(room, verdict), [visit], shown, **PRIVATE)
+    if has_votes:
+        for number, chat in enumerate(chats):
+            chat.like(_rating(room, number), [visit], [note], **PRIVATE)
+    if room.mode == "chat":
+        _build_files(room, visit, pickers, shown)
+
+
+def _build_lanes(room: Room, names: Sequence[str], has_votes: bool) -> tuple[list[gr.Dropdown], list[gr.Chatbot]]:
+    pickers, chats = [], []
+    with gr.Row(equal_height=True):
+        for number in range(room.num_lanes):
+            with gr.Column(min_width=280):
+                side = f" {'AB'[number]}" if room.num_lanes == 2 else ""
+                if room.mode != "battle":
+                    chosen = names[number % len(names)]
+                    pickers.append(gr.Dropdown(list(names), value=chosen, label=f"Model{side}"))
+                chats.append(
+                    gr.Chatbot(
+                        label=f"Model{side}" if room.mode == "battle" else f"Answer{side}",
+                        height=480,
+                        buttons=["copy", "copy_all"],
+                        latex_delimiters=MATHS,
+                        sanitize_html=True,
+                        editable="user",
+                        allow_tags=False,
+                        allow_file_downloads=False,
+                        feedback_options=("Like", "Dislike", "Flag") if has_votes else None,
+                        elem_id=f"{room.mode}-{number}",
+                    )
+                )
+    return pickers, chats
+
+
+def _build_files(room: Room, visit: gr.State, pickers: list[gr.Dropdown], shown: list[Any]) -> None:
+    with gr.Row():
+        export = gr.DownloadButton("Export", size="sm")
+        load = gr.UploadButton("Import", size="sm", file_types=[".json"], file_count="single")
+    export.click(room.export, [visit], [export], **PRIVATE)
+    load.upload(room.load, [visit, load, *pickers], shown, **PRIVATE)
+
+
+def _voting(room: Room, verdict: str) -> Callable[[Visit], list[Any]]:
+    return lambda visit: room.vote(visit, verdict)
+
+
+def _editing(room: Room) -> Callable[..., AsyncIterator[list[Any]]]:
+    async def edit(visit: Visit, data: gr.EditData, *settings: Any) -> AsyncIterator[list[Any]]:
+        place = data.index if isinstance(data.index, int) else data.index[0]
+        async for shown in room.edit(visit, place, str(data.value), *settings):
+            yield shown
+
+    return edit
+
+
+def _rating(room: Room, lane: int) -> Callable[..., str]:
+    def rate(visit: Visit, data: gr.LikeData) -> str:
+        return room.rate(visit, data.liked, lane)
+
+    return rate
