@@ -187,6 +187,7 @@ class Room:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for lane, text in zip(visit.lanes, growing, strict=True):
                 if text:
                     lane.transcript.answer(text)
