@@ -9,6 +9,9 @@ import hashlib
 import os
 import re
 import shutil
+import signal
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +26,7 @@ from pyarrow import fs
 from data_prep.errors import ConfigError, ModelError, VicunaError
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+_MAKING_S = 3600  # no process takes as long from one line to the next
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -171,6 +175,10 @@ def _clear_leftovers(target: Path) -> None:
             if _lock(held):
                 shutil.rmtree(path, ignore_errors=True)
             os.close(held)
+    for path in target.parent.glob(f".{escape(target.name)}.{'[0-9a-f]' * 8}.making"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _MAKING_S:
+                path.rmdir()
     for path in target.parent.glob(f"{asides}.old"):
         if target.exists():
             shutil.rmtree(path, ignore_errors=True)
@@ -206,20 +214,34 @@ def commit_directory(aside: Path, target: Path) -> None:
     """
     flush_directory(aside)
     old = aside.with_name(aside.name + ".old")
-    if not target.exists():
-        aside.rename(target)
-    elif _exchange(aside, target):
-        aside.rename(old)
-    else:
-        try:
-            target.rename(old)
+    with uninterrupted():
+        if not target.exists():
             aside.rename(target)
-        except BaseException:
-            if not target.exists():
-                old.rename(target)
-            raise
-    flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        elif _exchange(aside, target):
+            aside.rename(old)
+        else:
+            try:
+                target.rename(old)
+                aside.rename(target)
+            except BaseException:
+                if not target.exists():
+                    old.rename(target)
+                raise
+        flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing while the block runs; it should be short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -115,7 +115,7 @@ def quantize(model: str, output: str, form: Quantization) -> None:
 @OUTPUT
 @TEMPLATE
 def to_safetensors(model: str, output: str, template: str | None) -> None:
-    """Write MODEL with its weights as safetensors; its other files stay as they are."""
+    """Write MODEL with its weights as safetensors, and a fast tokenizer where it has Llama's slow one."""
     from ray_apps.weights.convert import to_safetensors
 
     to_safetensors(model, output, template)

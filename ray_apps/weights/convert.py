@@ -5,14 +5,14 @@ from pathlib import Path
 
 from data_prep.chat_template import ChatTemplate, get_template
 from data_prep.errors import ModelError
-from data_prep.storage import is_remote, local_model
+from data_prep.storage import is_hub_id, is_remote, local_model
 from ray_apps.engine.options import Quantization
 from ray_apps.model_dir import write_tensors
 from ray_apps.weights import delta as deltas
 from ray_apps.weights.exact import apply_exact, is_exact, make_exact, num_bytes
 from ray_apps.weights.llama_tokenizer import MODEL, complete_tokenizer, convert_tokenizer
 from ray_apps.weights.output import copy_files, local_path, take_language, written_model
-from ray_apps.weights.tensor_files import FILES, TensorFiles
+from ray_apps.weights.tensor_files import TensorFiles, fetch
 from ray_apps.weights.tensor_writer import write_model
 
 META_FILES = ("params.json", "*.pth", MODEL)
@@ -29,6 +29,7 @@ def make_delta(base: str, target: str, output: str, *, exact: bool = False) -> N
     """
     ours, theirs = TensorFiles(base), TensorFiles(target)
     make = make_exact if exact else deltas.make_delta
+    deltas.check_shapes(ours, theirs, ("base", "target"))
     with written_model("make-delta", output, theirs.directory, theirs.num_bytes, base=base, target=target) as written:
         make(ours, theirs, *written)
 
@@ -41,7 +42,7 @@ def apply_delta(base: str, delta: str, output: str, template: str | None = None)
         ConfigError: as `make_delta`; or `template` is not known, or not for this tokenizer.
     """
     chosen = _template(template)
-    ours, where = TensorFiles(base), local_model(delta, FILES)
+    ours, where = TensorFiles(base), fetch(delta)
     theirs = None if is_exact(where) else TensorFiles(delta)
     total = num_bytes(where) if theirs is None else theirs.num_bytes
     with written_model("apply-delta", output, where, total, base=base, delta=delta) as (directory, on_bytes):
@@ -97,6 +98,7 @@ def quantize(model: str, output: str, form: Quantization) -> None:
         config = json.loads((files.directory / "config.json").read_text())
         config["quantization_config"] = quantizing.quantization_config(form)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        complete_tokenizer(directory)
 
 
 def convert_llama(source: str, output: str, template: str | None = None) -> None:
@@ -109,10 +111,14 @@ def convert_llama(source: str, output: str, template: str | None = None) -> None
     from ray_apps.weights.meta import PARAMS, MetaLlama
 
     chosen = _template(template)
-    place = local_model(source, META_FILES, PARAMS) if is_remote(source) else local_path(source, "source")
+    is_elsewhere = is_remote(source) or (is_hub_id(source) and not Path(source).is_dir())
+    place = local_model(source, META_FILES, PARAMS) if is_elsewhere else local_path(source, "source")
     llama = MetaLlama(place)
-    tokenizer = next((path for path in (place / MODEL, place.parent / MODEL) if path.is_file()), None)
-    if tokenizer is None:
+    tokenizer = place / MODEL
+    if not tokenizer.is_file():
+        above = source.rstrip("/").rpartition("/")[0]
+        tokenizer = (local_model(above, (MODEL,), MODEL) if is_remote(source) else place.parent) / MODEL
+    if not tokenizer.is_file():
         raise ModelError(f"{source}: there is no {MODEL}, neither in it nor above it")
     config, total = llama.config(), sum(spec.num_bytes for spec in llama.specs.values())
     with written_model("convert-llama", output, None, total, source=source) as (directory, on_bytes):

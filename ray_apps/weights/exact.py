@@ -118,6 +118,9 @@ def apply_exact(base: TensorFiles, delta: Path, directory: Path, on_bytes: OnByt
             delta is damaged.
     """
     entries = read_manifest(delta)
+    if missing := [name for name, entry in entries.items() if entry.base is not None and name not in base.specs]:
+        whose = f"base {str(base.directory)!r} is not the one that {str(delta)!r} was made from"
+        raise ModelError("\n".join([f"{whose}:", *(f"{name}: is missing" for name in missing)]))
     specs = {name: entry.spec for name, entry in entries.items()}
     targets = ((name, _target(name, entry, base, delta)) for name, entry in entries.items())
     write_model(directory, specs, targets, on_bytes=on_bytes)
@@ -151,11 +154,10 @@ def num_bytes(delta: Path) -> int:
 
 
 def _target(name: str, entry: Entry, base: TensorFiles, delta: Path) -> torch.Tensor:
-    ours = base.read(name) if entry.base is not None and name in base.specs else None
-    if entry.base is not None and (ours is None or checksum(ours) != entry.base):
+    ours = None if entry.base is None else base.read(name)
+    if ours is not None and checksum(ours) != entry.base:
         raise ModelError(
-            f"base {str(base.directory)!r} is not the one that {str(delta)!r} was made from: "
-            f"{name} {'is missing' if ours is None else 'differs'}"
+            f"base {str(base.directory)!r} is not the one that {str(delta)!r} was made from: {name} differs"
         )
     with (delta / entry.file).open("rb") as data:
         data.seek(entry.at)

@@ -7,10 +7,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.storage import local_model
 from ray_apps.console import console, stage
 from ray_apps.weights.exact import is_exact, read_manifest
-from ray_apps.weights.tensor_files import FILES, Spec, TensorFiles, checksum
+from ray_apps.weights.tensor_files import Spec, TensorFiles, checksum, fetch
 
 WIDE = 10_000
 """Columns of an output that is no terminal: nothing is cut."""
@@ -26,7 +25,7 @@ def inspect(model: str, other: str | None = None) -> bool:
     Raises:
         ModelError: one of them cannot be read.
     """
-    directory = local_model(model, FILES)
+    directory = fetch(model)
     if other is None and is_exact(directory):
         _show(_table("tensor", "shape", "type", "bytes", "SHA-256"), _entries(directory))
         return True

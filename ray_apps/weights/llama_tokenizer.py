@@ -25,7 +25,8 @@ def convert_tokenizer(
     max_length: int,
     *,
     added: Mapping[str, int] | None = None,
-    **fields: Any,
+    specials: Mapping[str, str] | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Write the tokenizer of Meta's `tokenizer.model` to a model directory, and keep the file beside it.
 
@@ -33,13 +34,14 @@ def convert_tokenizer(
 
     Args:
         max_length: in tokens.
-        added: special tokens beside SentencePiece's own, and their ids.
-        fields: of `PreTrainedTokenizerFast`.
+        added: tokens beside SentencePiece's own, and their ids.
+        specials: what is BOS, EOS, UNK or a pad, by the names that transformers has for them, where it is not `<s>`,
+            `</s>`, `<unk>` and nothing.
 
     Raises:
-        ModelError: it is no SentencePiece model, or the ids are not the next ones.
+        ModelError: it is no SentencePiece model, the ids are not the next ones, or a special token is none of these.
     """
-    from tokenizers import AddedToken, decoders, normalizers
+    from tokenizers import AddedToken, decoders, normalizers, processors
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
     content = file.read_bytes()
@@ -55,14 +57,24 @@ def convert_tokenizer(
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    others = dict(sorted((added or {}).items(), key=lambda item: item[1]))
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (*SPECIALS.values(), *others)])
-    for token, index in others.items():
+    chosen = SPECIALS | dict(specials or {})
+    for token, index in sorted((added or {}).items(), key=lambda item: item[1]):
+        is_special = token in chosen.values()
+        backend.add_tokens([AddedToken(token, normalized=False, special=is_special)])
         if backend.token_to_id(token) != index:
             raise ModelError(f"added_tokens.json: {token!r} has the id {index}, which is not the next one")
+    for name, token in chosen.items():
+        if backend.token_to_id(token) is None:
+            raise ModelError(f"{name}: {token!r} is neither in {MODEL} nor in added_tokens.json")
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in chosen.values()])
+    bos = chosen["bos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    fields = {"chat_template": chat_template} if chat_template else {}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        **SPECIALS,
+        **chosen,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
         **fields,
@@ -77,24 +89,30 @@ def complete_tokenizer(directory: Path) -> None:
     What `transformers` makes of these itself has other ids where a text begins with a space or follows a special token.
 
     Raises:
-        ModelError: its files cannot be read.
+        ModelError: its files cannot be read, or do not go together.
     """
     settings = _read(directory / "tokenizer_config.json")
     is_slow = (directory / MODEL).is_file() and not (directory / "tokenizer.json").exists()
     if not is_slow or settings.get("tokenizer_class") not in CLASSES or settings.get("legacy") is False:
         return
-    pad = _read(directory / "special_tokens_map.json").get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
-    fields = {"pad_token": pad, "chat_template": settings.get("chat_template")}
+    told = settings | _read(directory / "special_tokens_map.json")
+    specials = {name: token for name in (*SPECIALS, "pad_token") if (token := _token(told.get(name)))}
     convert_tokenizer(
         directory / MODEL,
         directory,
         _max_length(settings),
         added=_read(directory / "added_tokens.json"),
-        **{name: value for name, value in fields.items() if value},
+        specials=specials,
+        chat_template=settings.get("chat_template"),
     )
     for replaced in ("special_tokens_map.json", "added_tokens.json"):  # it is all in tokenizer.json now
         (directory / replaced).unlink(missing_ok=True)
+
+
+def _token(told: Any) -> str | None:
+    """A token as it is told: its text, or a mapping that has it."""
+    text = told.get("content") if isinstance(told, dict) else told
+    return text if isinstance(text, str) and text else None
 
 
 def _max_length(settings: Mapping[str, Any]) -> int:

@@ -17,6 +17,8 @@ PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 EMBEDDING = re.compile(r"(^|\.)embed_tokens(\.weight)?$")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin that take something out of the base; what is added belongs to what was left."""
 REFUSED = {
     "use_dora": "DoRA",
     "alora_invocation_tokens": "aLoRA",
@@ -40,6 +42,7 @@ class LoraAdapter:
         self._config = self._read_config()
         self._whole: dict[str, torch.Tensor] = {}
         self._matrices: dict[str, dict[str, torch.Tensor]] = {}
+        self._embeddings: set[str] = set()
         for key, tensor in read_whole(self._file()).items():
             self._sort(key, tensor)
         if not self._whole and not self._matrices:
@@ -90,6 +93,8 @@ class LoraAdapter:
             raise self._error(f"{CONFIG} has no {error}") from None
         except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
             raise self._error(f"{CONFIG}: {error}") from None
+        if str(config.get("init_lora_weights")).startswith(CHANGES_BASE):
+            raise self._error(f"it began with a changed base ({config['init_lora_weights']}), which is not merged")
         for field in ("rank_pattern", "alpha_pattern"):
             _check_pattern(field, config.get(field) or {}, self._error)
         if kind != "LORA":
@@ -104,6 +109,8 @@ class LoraAdapter:
             # An embedding's matrices are those of its transpose.
             side = match["side"] if not match["embedding"] else {"A": "B", "B": "A"}[match["side"]]
             self._matrices.setdefault(match["layer"], {})[side] = tensor.T if match["embedding"] else tensor
+            if match["embedding"]:
+                self._embeddings.add(match["layer"])
         elif "lora_" in name or not key.startswith(PREFIX):
             raise self._error(f"tensor {key} is of a kind that is not merged")
         else:
@@ -111,7 +118,8 @@ class LoraAdapter:
 
     def _pair(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         down, up = self._matrices[layer]["A"], self._matrices[layer]["B"]
-        return (up.T, down.T) if self._config.get("fan_in_fan_out") else (down, up)
+        is_transposed = self._config.get("fan_in_fan_out") and layer not in self._embeddings
+        return (up.T, down.T) if is_transposed else (down, up)
 
     def _misfit(self, layer: str, specs: Mapping[str, Spec]) -> str | None:
         down, up = self._pair(layer)

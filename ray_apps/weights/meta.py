@@ -34,7 +34,7 @@ NAMES = {
 """By Meta's name: that of `transformers`, and along what a part holds a slice: 0 rows, 1 columns, None has all."""
 OUTSIDE = ("tok_embeddings", "norm", "output")
 """Those of `NAMES` that belong to no layer."""
-COMPUTED = "rope.freqs"
+COMPUTED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")
 CONTEXT, CONTEXT_2 = 2048, 4096
 """Tokens that Llama and Llama 2 were trained to read."""
 
@@ -87,7 +87,9 @@ class MetaLlama:
 
     def _context(self) -> int:
         """Llama 2 was published in bf16, and its largest with fewer key-value heads; Llama in fp16."""
-        is_second = self.specs["model.embed_tokens.weight"].dtype == "bfloat16" or "n_kv_heads" in self.params
+        is_second = (
+            self.specs["model.embed_tokens.weight"].dtype == "bfloat16" or self.num_key_value_heads < self.num_heads
+        )
         return CONTEXT_2 if is_second else CONTEXT
 
     def _check(self) -> None:
@@ -96,7 +98,8 @@ class MetaLlama:
         inner = [name for name in NAMES if name not in OUTSIDE]
         expected = {f"{name}.weight" for name in OUTSIDE}
         expected |= {f"layers.{layer}.{name}.weight" for layer in layers for name in inner}
-        for meta in sorted(expected ^ {*self._names.values()}):
+        found = {meta for part in self.parts for meta in part.specs if not COMPUTED.fullmatch(meta)}
+        for meta in sorted(expected ^ found):
             what = "the parts have no" if meta in expected else f"{PARAMS} has no place for"
             raise ModelError(f"{self.directory}: {what} {meta!r}")
         vocab_size, feed_forward = (
@@ -128,7 +131,7 @@ class MetaLlama:
 
     def _renamed(self) -> Iterator[tuple[str, str]]:
         for meta in self.parts[0].specs:
-            if meta == COMPUTED:
+            if COMPUTED.fullmatch(meta):
                 continue
             layer, inner = _split(meta)
             if inner not in NAMES:
@@ -145,10 +148,15 @@ class MetaLlama:
 
     def _spec(self, meta: str) -> Spec:
         pieces, axis = [part.specs[meta] for part in self._holders(meta)], NAMES[_split(meta)[1]][1]
-        shape = list(pieces[0].shape)
+        first = pieces[0]
+        for number, piece in enumerate(pieces):
+            is_alike = piece.dtype == first.dtype and len(piece.shape) == len(first.shape) == (1 if axis is None else 2)
+            if not is_alike or (axis is not None and piece.shape[1 - axis] != first.shape[1 - axis]):
+                raise ModelError(f"{self.directory}: {meta!r} of part {number} is {piece}, that of part 0 {first}")
+        shape = list(first.shape)
         if axis is not None:
             shape[axis] = sum(piece.shape[axis] for piece in pieces)
-        return Spec(pieces[0].dtype, tuple(shape))
+        return Spec(first.dtype, tuple(shape))
 
     def _whole(self, meta: str) -> torch.Tensor:
         pieces, axis = [part.read(meta) for part in self._holders(meta)], NAMES[_split(meta)[1]][1]
@@ -180,11 +188,12 @@ def _read_params(directory: Path) -> dict[str, Any]:
         if name not in params:
             raise ModelError(f"{path}: {name} is missing")
     for name in ("dim", "n_heads", "n_layers", "n_kv_heads"):
-        if name in params and not (isinstance(params[name], int) and params[name] > 0):
+        if params.get(name) is not None and not (isinstance(params[name], int) and params[name] > 0):
             raise ModelError(f"{path}: {name}: {params[name]!r} is not valid; expected a number above 0")
-    if not isinstance(params["norm_eps"], int | float):
-        raise ModelError(f"{path}: norm_eps: {params['norm_eps']!r} is not valid; expected a number")
-    if params["dim"] % params["n_heads"] or params["n_heads"] % params.get("n_kv_heads", 1):
+    for name in ("norm_eps", "rope_theta"):
+        if not isinstance(params.get(name, 1.0), int | float):
+            raise ModelError(f"{path}: {name}: {params[name]!r} is not valid; expected a number")
+    if params["dim"] % params["n_heads"] or params["n_heads"] % (params.get("n_kv_heads") or 1):
         raise ModelError(f"{path}: n_heads: {params['n_heads']} does not divide dim, or n_kv_heads does not divide it")
     return params
 

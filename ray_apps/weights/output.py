@@ -1,12 +1,11 @@
 """Where a model directory is written to: a directory or an `s3://` path, seen whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -17,14 +16,21 @@ from safetensors import SafetensorError
 
 from data_prep.errors import ConfigError
 from data_prep.folder import Folder
-from data_prep.storage import cache_directory, check_replaceable, is_remote, scratch_beside, written_aside
+from data_prep.storage import (
+    cache_directory,
+    check_replaceable,
+    is_remote,
+    scratch_beside,
+    uninterrupted,
+    written_aside,
+)
 from ray_apps.console import stage
 from ray_apps.model_dir import ORIGIN
 from ray_apps.weights.tensor_files import other_files
 
 MB, GB = 1e6, 1e9
 S3_URI = re.compile(r"s3://[^/]+(/[^/]+)+")
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 CONFIG = "config.json"
 """No reader takes a directory for a model that does not have it."""
 
@@ -87,7 +93,7 @@ def _room(output: str) -> Iterator[None]:
 @contextmanager
 def _written(output: str, inputs: Sequence[str]) -> Iterator[Path]:
     if is_remote(output):
-        with _written_to_s3(output) as directory:
+        with _written_to_s3(output, inputs) as directory:
             yield directory
         return
     target = local_path(output, "output")
@@ -112,37 +118,50 @@ def local_path(path: str, field: str) -> Path:
 
 
 def _check_local(target: Path, inputs: Sequence[str]) -> None:
+    if Path.cwd().is_relative_to(target) or target.is_mount():
+        raise ConfigError(f"output: {str(target)!r} is where you are, or a disk of its own; take a directory within it")
     check_replaceable(target, ORIGIN, "output")
     for source in inputs:
-        if Path(source).is_dir() and Path(source).resolve().is_relative_to(target):
-            raise ConfigError(f"output: {str(target)!r} is or holds {source!r}, of which it is made; take another path")
-    known = _written_files(target)
-    for path in sorted(target.iterdir()) if known else []:
-        if path.name not in known:
-            raise ConfigError(f"output: {str(target)!r} holds {path.name!r}, which was not written with it; move it")
+        place = Path(source).expanduser()
+        if place.is_dir() and place.resolve().is_relative_to(target):
+            raise _is_input(str(target), source)
+    if target.is_dir():
+        content = (target / ORIGIN).read_text() if (target / ORIGIN).is_file() else None
+        _check_files(str(target), content, {path.name for path in target.iterdir()})
 
 
-def _written_files(target: Path) -> set[str]:
-    """Those that the model at `target` was written with; none where it does not say."""
+def _is_input(output: str, source: str) -> ConfigError:
+    return ConfigError(f"output: {output!r} is or holds {source!r}, of which it is made; take another path")
+
+
+def _check_files(output: str, origin: str | None, names: Set[str]) -> None:
+    """Refuse to replace what no command here has written, such as a trained model, or files that came later."""
+    if not names:
+        return
     try:
-        files = json.loads((target / ORIGIN).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return {ORIGIN, *files}
+        known = {ORIGIN, *json.loads(origin or "")["files"]}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"output: {output!r} was not written by `vicuna weights`; take another path") from None
+    if strange := sorted(names - known):
+        raise ConfigError(f"output: {output!r} holds {strange[0]!r}, which was not written with it; move it")
 
 
 @contextmanager
-def _written_to_s3(output: str) -> Iterator[Path]:
-    if not S3_URI.fullmatch(output.rstrip("/")):
+def _written_to_s3(output: str, inputs: Sequence[str]) -> Iterator[Path]:
+    output = output.rstrip("/")
+    if not S3_URI.fullmatch(output):
         raise ConfigError(f"output: {output!r} is not valid; expected s3://bucket/key")
+    for source in inputs:
+        if f"{source.rstrip('/')}/".startswith(f"{output}/"):
+            raise _is_input(output, source)
     # Parts that wait in the background for a slow network would pile up in memory.
     folder = Folder(output, background_writes=False)
     bucket = folder.path.partition("/")[0]
     if folder.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
         raise ConfigError(f"output: there is no bucket {bucket!r}")
-    if folder.read(ORIGIN) is None and not folder.is_empty(but_for="."):
-        raise ConfigError(f"output: {output!r} has no {ORIGIN}: it is not ours to replace; choose another path")
-    with scratch_beside(cache_directory() / "outputs" / folder.path.replace("/", "-")) as directory:
+    _check_files(output, folder.read(ORIGIN), {*folder.sizes(), *folder.folders()})
+    scratch = cache_directory() / "outputs" / hashlib.sha256(output.encode()).hexdigest()[:16]
+    with _room(str(cache_directory())), scratch_beside(scratch) as directory:
         yield directory
         _publish(directory, folder)
 
@@ -163,7 +182,7 @@ def _publish(directory: Path, target: Folder) -> None:
         _delete(aside, target.filesystem)
         raise
     try:
-        with _uninterrupted():
+        with uninterrupted():  # Ctrl-C is too late now
             _move(aside, target, {path.name for path in directory.iterdir()})
     except OSError as error:
         where = f"what is missing is in s3://{aside}; run the command again"
@@ -183,19 +202,6 @@ def _delete(aside: str, filesystem: fs.FileSystem) -> None:
         filesystem.delete_dir(aside)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C is too late now."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def copy_files(source: Path, directory: Path, but_not: Set[str] = frozenset()) -> None:
     """Those beside the weights."""
     for path in other_files(source):
@@ -204,13 +210,18 @@ def copy_files(source: Path, directory: Path, but_not: Set[str] = frozenset()) -
 
 
 def take_language(source: Path, directory: Path) -> None:
-    """Remove from `directory` what the tokenizer or the chat template of `source` takes the place of."""
-    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        for pattern in TOKENIZER:
-            for path in directory.glob(pattern):
-                path.unlink()
+    """Remove from `directory` what the tokenizer or the chat template of `source` takes the place of.
+
+    A template of `directory` stays, if `source` has none, in a file of its own.
+    """
+    template = directory / "chat_template.jinja"
     if has_chat_template(source):
-        (directory / "chat_template.jinja").unlink(missing_ok=True)
+        template.unlink(missing_ok=True)
+    elif (kept := _template_in_settings(directory)) and not template.exists():
+        template.write_text(kept)
+    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        for path in [path for pattern in TOKENIZER for path in directory.glob(pattern)]:
+            path.unlink()
 
 
 def _size(num_bytes: int) -> str:
@@ -226,9 +237,12 @@ def _hint(command: str, directory: Path) -> str:
 
 def has_chat_template(directory: Path) -> bool:
     """Whether there is one, in a file of its own or in the tokenizer's settings."""
-    settings = directory / "tokenizer_config.json"
+    return (directory / "chat_template.jinja").exists() or _template_in_settings(directory) is not None
+
+
+def _template_in_settings(directory: Path) -> str | None:
     try:
-        in_settings = settings.exists() and bool(json.loads(settings.read_text()).get("chat_template"))
-    except (ValueError, AttributeError):
-        in_settings = False
-    return in_settings or (directory / "chat_template.jinja").exists()
+        template = json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return template if isinstance(template, str) and template else None

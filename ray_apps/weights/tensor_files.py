@@ -28,7 +28,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (*MODEL_FILES, "*.bin")
 REOPENED_AFTER_BYTES = 2**27
 """A pickle that is mapped is opened anew so often."""
-NOT_OTHERS = (*INDEXES, ORIGIN, "exact.json")
+NOT_OTHERS = (*INDEXES, ORIGIN, "exact.json", "delta.json")
 RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Buffers that some files hold though a model computes them when it is loaded."""
 DTYPES = {
@@ -88,7 +88,7 @@ class TensorFiles:
     """
 
     def __init__(self, model: str) -> None:
-        self.directory = local_model(model, FILES)
+        self.directory = fetch(model)
         files = _weight_files(self.directory)
         self.files = list(files)
         self.specs: dict[str, Spec] = {}
@@ -123,6 +123,18 @@ class TensorFiles:
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of each tensor, one in memory at a time."""
         return ((name, self.read(name)) for name in self.specs)
+
+
+def fetch(model: str) -> Path:
+    """A local directory with the files of `model`, as `TensorFiles` takes it.
+
+    Of one that is elsewhere `.bin` files are fetched only if there are no safetensors.
+
+    Raises:
+        ModelError: nothing is there, or it cannot be reached.
+    """
+    directory = local_model(model)
+    return directory if any(directory.glob("*.safetensors")) else local_model(model, FILES)
 
 
 def read_whole(path: Path) -> dict[str, torch.Tensor]:

@@ -6,8 +6,25 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ray_apps.weights.meta import NAMES
 from tests.ray_apps.weights import models
+
+ROWS, COLUMNS, ALL = 0, 1, None
+META = {
+    "model.embed_tokens": ("tok_embeddings", COLUMNS),
+    "lm_head": ("output", ROWS),
+    "model.norm": ("norm", ALL),
+    "self_attn.q_proj": ("attention.wq", ROWS),
+    "self_attn.k_proj": ("attention.wk", ROWS),
+    "self_attn.v_proj": ("attention.wv", ROWS),
+    "self_attn.o_proj": ("attention.wo", COLUMNS),
+    "mlp.gate_proj": ("feed_forward.w1", ROWS),
+    "mlp.down_proj": ("feed_forward.w2", COLUMNS),
+    "mlp.up_proj": ("feed_forward.w3", ROWS),
+    "input_layernorm": ("attention_norm", ALL),
+    "post_attention_layernorm": ("ffn_norm", ALL),
+}
+"""Meta's names, and along what its model divides a weight: a layer whose outputs are shared out by rows, one whose
+inputs are by columns, and the embedding by columns too."""
 
 
 def llama(num_key_value_heads: int = 8, *, seed: int = 0, vocab_size: int = 380) -> LlamaForCausalLM:
@@ -29,12 +46,12 @@ def write_meta(directory: Path, model: LlamaForCausalLM, num_parts: int, tokeniz
     """What Meta's trainer would have saved, one file for each of its devices."""
     directory.mkdir(parents=True)
     config = model.config
-    parts: list[dict[str, torch.Tensor]] = [{"rope.freqs": torch.ones(2)} for _ in range(num_parts)]
-    theirs = {name: (meta, axis) for meta, (name, axis) in NAMES.items()}
+    freqs = ["rope.freqs"] if num_parts > 1 else [f"layers.{n}.attention.inner_attention.rope.freqs" for n in range(2)]
+    parts: list[dict[str, torch.Tensor]] = [{name: torch.ones(2) for name in freqs} for _ in range(num_parts)]
     for name, tensor in model.state_dict().items():
         layer = name.split(".")[2] if name.startswith("model.layers.") else None
         inner = name.removesuffix(".weight")
-        meta, axis = theirs[inner.removeprefix(f"model.layers.{layer}.") if layer else inner]
+        meta, axis = META[inner.removeprefix(f"model.layers.{layer}.") if layer else inner]
         if meta in ("attention.wq", "attention.wk"):
             heads = config.num_attention_heads if meta == "attention.wq" else config.num_key_value_heads
             rows, columns = tensor.shape

@@ -169,3 +169,25 @@ def test_a_list_in_a_pipe_is_not_cut(tmp_path: Path) -> None:
         assert cell in told
     changed = models.write(tmp_path / "changed", {name: torch.full((3, 1000), 1.5)})
     assert "0.5" in run("inspect", model, changed, code=1)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_base_of_the_same_shapes_is_told_from_another(tmp_path: Path, form: str) -> None:
+    """By a delta that was made here; published ones say nothing of their base."""
+    base = models.write(tmp_path / "base", models.tensors(1), form)
+    target = models.write(tmp_path / "target", models.tensors(2))
+    other = models.write(tmp_path / "other", models.tensors(3), form)
+    run("make-delta", base, target, str(tmp_path / "delta"))
+    with pytest.raises(ModelError, match=r"base '.*other' is not the one that '.*delta' was made from"):
+        run("apply-delta", other, str(tmp_path / "delta"), str(tmp_path / "again"))
+    run("apply-delta", base, str(tmp_path / "delta"), str(tmp_path / "again"))
+    assert not (tmp_path / "again" / "delta.json").exists()
+    (tmp_path / "delta" / "delta.json").unlink()
+    run("apply-delta", other, str(tmp_path / "delta"), str(tmp_path / "third"))
+
+
+def test_an_exact_delta_is_of_two_that_belong_together(tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    other = models.write(tmp_path / "other", {"a": torch.ones(1)})
+    with pytest.raises(ModelError, match="a: only in target"):
+        run("make-delta", base, other, str(tmp_path / "delta"), "--exact")

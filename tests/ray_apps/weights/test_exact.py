@@ -43,7 +43,7 @@ def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
         run("apply-delta", other, str(tmp_path / "delta"), str(tmp_path / "output"))
     del base["model.norm.weight"]
     less = models.write(tmp_path / "less", base)
-    with pytest.raises(ModelError, match=r"model.norm.weight is missing"):
+    with pytest.raises(ModelError, match=r"model.norm.weight: is missing"):
         run("apply-delta", less, str(tmp_path / "delta"), str(tmp_path / "output"))
     assert not (tmp_path / "output").exists()
 

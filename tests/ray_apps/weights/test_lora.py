@@ -1,6 +1,7 @@
 """Adapters merged as peft merges them, and refused where they are not whole or not for the base."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,10 @@ LAYER = f"{PREFIX}model.layers.0.self_attn.q_proj"
         (lambda place: with_field(place, "rank_pattern", {"(": 2}), r"rank_pattern: '\(' is no pattern"),
         (lambda place: with_field(place, "alpha_pattern", {"q_proj": 0}), "alpha_pattern: q_proj: 0 is not valid"),
         (lambda place: with_field(place, "alora_invocation_tokens", [1]), "aLoRA is not merged"),
+        (
+            lambda place: with_field(place, "init_lora_weights", "pissa_niter_4"),
+            r"with a changed base \(pissa_niter_4\)",
+        ),
         (lambda place: save_file({}, place / "adapter_model.safetensors"), "it has no tensors"),
         (lambda place: with_tensor(place, f"{LAYER}.lora_magnitude_vector", torch.ones(5)), "of a kind that is not"),
         (
@@ -128,3 +133,22 @@ def test_the_adapter_s_tokenizer_takes_the_place_of_the_base_s(model: Path, tmp_
     assert not names & {"tokenizer.json", "chat_template.jinja"}
     settings = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
     assert settings == {"chat_template": "of the adapter"}
+
+
+@pytest.mark.parametrize("in_settings", [False, True])
+def test_the_base_s_template_stays_if_the_adapter_has_none(model: Path, tmp_path: Path, in_settings: bool) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    if in_settings:
+        (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "of the base"}))
+    else:
+        (base / "chat_template.jinja").write_text("of the base")
+    write_adapter(base, tmp_path / "adapter", seed=1)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, tmp_path / "adapter" / name)
+    settings.pop("chat_template", None)
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text(json.dumps(settings))
+    run("merge-lora", str(base), str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "of the base"

@@ -43,6 +43,11 @@ def test_llama_2_reads_more_than_llama(
     assert json.loads((tmp_path / "output" / "config.json").read_text())["max_position_embeddings"] == context
 
 
+def with_part(place: Path, name: str, tensor: torch.Tensor) -> None:
+    path = place / "consolidated.01.pth"
+    torch.save({**torch.load(path), name: tensor}, path)
+
+
 def with_param(place: Path, **params: object) -> None:
     path = place / "params.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **params}))
@@ -99,6 +104,23 @@ def test_no_special_token_stays_empty(tmp_path: Path, sentences: Path) -> None:
     assert json.loads((tmp_path / "output" / "generation_config.json").read_text())["top_p"] == 0.6
 
 
+def test_special_tokens_of_its_own_stay(tmp_path: Path, sentences: Path) -> None:
+    """Such as ChatML's, which were added; and what was added is text if it is not special."""
+    model = llama(vocab_size=382)
+    old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin")
+    (tmp_path / "old" / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 380, "<think>": 381}))
+    special = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}, "unk_token": "<unk>"}
+    (tmp_path / "old" / "special_tokens_map.json").write_text(json.dumps(special))
+    run("to-safetensors", old, str(tmp_path / "output"))
+    made = AutoTokenizer.from_pretrained(tmp_path / "output")
+    assert (made.bos_token_id, made.eos_token_id, len(made)) == (1, 380, 382)
+    assert made.decode([381, 380], skip_special_tokens=True) == "<think>"
+    special["eos_token"] = "<|end|>"
+    (tmp_path / "old" / "special_tokens_map.json").write_text(json.dumps(special))
+    with pytest.raises(ModelError, match=r"eos_token: '<\|end\|>' is neither in tokenizer.model nor in added_tokens"):
+        run("to-safetensors", old, str(tmp_path / "again"))
+
+
 def test_what_is_wrong_with_a_tokenizer_or_template_is_said(tmp_path: Path, sentences: Path) -> None:
     model = llama(vocab_size=381)
     old = write_hub(tmp_path / "old", dict(model.state_dict()), model.config, sentences, "bin")
@@ -140,6 +162,11 @@ def test_the_same_ids_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, sente
         (lambda place: with_param(place, n_layers=1), "params.json has no place for 'layers.1."),
         (lambda place: with_param(place, dim=64), r"'tok_embeddings.weight' of 2 parts together is \[380, 32\]"),
         (lambda place: (place / "consolidated.01.pth").unlink(), "a part is missing, or is of another model"),
+        (lambda place: with_param(place, rope_theta="x"), "params.json: rope_theta: 'x' is not valid"),
+        (lambda place: with_part(place, "layers.0.attention.wq.weight", torch.ones(16, 31)), "of part 1 is float32"),
+        (lambda place: with_part(place, "layers.0.attention.wo.weight", torch.ones(512)), "of part 1 is float32"),
+        (lambda place: with_part(place, "output.weight", torch.ones(190, 32).bfloat16()), "of part 1 is bfloat16"),
+        (lambda place: with_part(place, "more.weight", torch.ones(1)), "has no place for 'more.weight'"),
         (lambda place: (place / "consolidated.00.pth").unlink(), "consolidated.00.pth is not there"),
         (lambda place: (place / "consolidated.01.pth").write_bytes(b""), "consolidated.01.pth: it is cut off, damaged"),
         (lambda place: (place.parent / "tokenizer.model").unlink(), "there is no tokenizer.model"),

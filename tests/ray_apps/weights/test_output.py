@@ -56,10 +56,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, small_disk: Path, com
 def test_a_killed_command_leaves_what_was_there_and_its_rest_goes_with_the_next(tmp_path: Path) -> None:
     small = models.write(tmp_path / "small", models.tensors(1))
     large = models.write(tmp_path / "large", LARGE)
+    base = models.write(tmp_path / "base", {name: tensor + 0.5 for name, tensor in LARGE.items()})
     output = tmp_path / "output"
     run("to-safetensors", small, str(output))
     before = {path: path.read_bytes() for path in output.iterdir()}
-    words = ["weights", "make-delta", small, large, str(output), "--exact"]
+    words = ["weights", "make-delta", base, large, str(output), "--exact"]
     process = subprocess.Popen([sys.executable, "-m", "ray_apps.cli", *words], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size for path in tmp_path.glob(".output.*.aside/exact-*")):
@@ -71,9 +72,9 @@ def test_a_killed_command_leaves_what_was_there_and_its_rest_goes_with_the_next(
     assert list(tmp_path.glob(".output.*.aside"))
     assert {path: path.read_bytes() for path in output.iterdir()} == before
     run(*words[1:])
-    run("apply-delta", small, str(output), str(tmp_path / "again"))
+    run("apply-delta", base, str(output), str(tmp_path / "again"))
     assert all(torch.equal(tensor, LARGE[name]) for name, tensor in read(tmp_path / "again").items())
-    assert {path.name for path in tmp_path.iterdir()} == {"small", "large", "output", "again"}
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "large", "base", "output", "again"}
 
 
 def test_s3_is_read_and_written(bucket: Bucket, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_s3_is_read_and_written(bucket: Bucket, tmp_path: Path) -> None:
 def test_what_is_not_ours_on_s3_stays(bucket: Bucket, tmp_path: Path) -> None:
     model = models.write(tmp_path / "model", models.tensors(1))
     bucket.write("notes/text", "kept")
-    with pytest.raises(ConfigError, match=r"output: 's3://.*/notes' has no origin.json: it is not ours to replace"):
+    with pytest.raises(ConfigError, match=r"output: 's3://.*/notes' was not written by `vicuna weights`"):
         run("to-safetensors", model, f"{bucket.uri}/notes")
     with pytest.raises(ConfigError, match=r"output: 's3://.*' is not valid; expected s3://bucket/key"):
         run("to-safetensors", model, bucket.uri)
@@ -228,6 +229,10 @@ def test_meta_s_files_may_lie_on_s3(bucket: Bucket, tmp_path: Path, sentences: P
     write_meta(tmp_path / "llama" / "7B", llama(), 2, sentences)
     (tmp_path / "llama" / "tokenizer.model").rename(tmp_path / "llama" / "7B" / "tokenizer.model")
     run("convert-llama", bucket.upload(tmp_path / "llama" / "7B", "LLaMA/7B"), str(tmp_path / "one"))
+    (tmp_path / "llama" / "7B" / "tokenizer.model").rename(tmp_path / "llama" / "tokenizer.model")
+    bucket.upload(tmp_path / "llama", "above")
+    run("convert-llama", f"{bucket.uri}/above/7B", str(tmp_path / "two"))
+    assert (tmp_path / "two" / "tokenizer.model").exists()
     run("convert-llama", str(tmp_path / "llama" / "7B"), str(tmp_path / "other"))
     assert ", 0 differ" in run("inspect", str(tmp_path / "one"), str(tmp_path / "other"))
 
@@ -243,3 +248,34 @@ def test_hub_ids_are_read_from_the_cache_of_this_machine(tmp_path: Path, monkeyp
     run("apply-delta", base, "lmsys/vicuna-7b-delta-v1.1", str(tmp_path / "vicuna"))
     made = read(tmp_path / "vicuna")
     assert all(torch.equal(made[name], tensor + models.tensors(2)[name]) for name, tensor in models.tensors(1).items())
+
+
+def test_what_is_read_or_was_not_written_here_stays_on_s3(bucket: Bucket, tmp_path: Path) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    uri = f"{bucket.uri}/model"
+    run("to-safetensors", base, uri)
+    with pytest.raises(ConfigError, match=r"output: 's3://.*/model' is or holds 's3://.*/model/', of which it is made"):
+        run("make-delta", f"{uri}/", base, uri)
+    bucket.write("model/notes.txt")
+    with pytest.raises(ConfigError, match=r"output: .* holds 'notes.txt', which was not written with it"):
+        run("to-safetensors", base, uri)
+
+
+def test_a_trained_model_and_a_place_of_its_own_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    base = models.write(tmp_path / "base", models.tensors(1))
+    trained = Path(models.write(tmp_path / "trained", models.tensors(2)))
+    (trained / "origin.json").write_text('{"step": 40}')
+    with pytest.raises(ConfigError, match=r"output: .*trained' was not written by `vicuna weights`"):
+        run("to-safetensors", base, str(trained))
+    with pytest.raises(ConfigError, match="or a disk of its own; take a directory within it"):
+        run("to-safetensors", base, str(small_disk))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("to-safetensors", base, "~/own")
+    with pytest.raises(ConfigError, match=r"is or holds '~/own', of which it is made"):
+        run("make-delta", "~/own", base, "~/own")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is where you are"):
+        run("to-safetensors", base, ".")
