@@ -44,11 +44,11 @@ def test_a_real_model_answers_on_a_phone(tiny_model_dir: Path, tmp_path: Path) -
         assert {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]} == {"tiny", "echo"}
         phone.open(url)
         say(phone, "chat", "hi")
-        phone.wait_for("First token after", "#chat-note")
+        phone.wait_for("First token after", "#chat-note", seconds=200)
         assert phone.text("#chat-0 .bot").strip()
         phone.button("Side by side").click()
         say(phone, "side_by_side", "hello both")
-        phone.wait_for("B: First token after", "#side_by_side-note")
+        phone.wait_for("B: First token after", "#side_by_side-note", seconds=200)
         assert "hello both" in phone.text("#side_by_side-1 .bot")
         phone.button("B is better ▶").click()
         phone.wait_for("Thank you.", "#side_by_side-note")
