@@ -69,10 +69,22 @@ class Asking:
         """
         self.check(messages)
         begin(RequestRecord(path="page"))
+        try:
+            async with aclosing(self._reply(model, messages, sampling, sampling.max_tokens)) as answer:
+                async for said in answer:
+                    yield said
+        except _NoRoomError:  # for an answer of that length; it gets what there is
+            async with aclosing(self._reply(model, messages, sampling, None)) as answer:
+                async for said in answer:
+                    yield said
+
+    async def _reply(
+        self, model: str, messages: Messages, sampling: Sampling, max_tokens: int | None
+    ) -> AsyncGenerator[Said, None]:
         text, started, first = "", time.monotonic(), None
         try:
             route = self._router.find(model)
-            job = chat.make_job(_request(model, messages, sampling), new_id("page"), route.adapter)
+            job = chat.make_job(_request(model, messages, sampling, max_tokens), new_id("page"), route.adapter)
             generated = until(route.model.backend.generate(job), route.model.request_timeout_s)
             async with aclosing(generated) as deltas:
                 async for delta in deltas:
@@ -87,19 +99,25 @@ class Asking:
         except ValidationError as error:
             raise AskError(str(error.errors()[0]["msg"])) from None
         except ApiError as error:
+            if error.failure.code == "context_length_exceeded" and max_tokens is not None:
+                raise _NoRoomError from None
             raise AskError(in_words(error.failure)) from None
         except Exception as error:
             raise AskError(in_words(failure_of(error))) from None
 
 
-def _request(model: str, messages: Messages, sampling: Sampling) -> ChatCompletionRequest:
+class _NoRoomError(Exception):
+    """The chat and the answer do not fit together."""
+
+
+def _request(model: str, messages: Messages, sampling: Sampling, max_tokens: int | None) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate(
         {
             "model": model,
             "messages": list(messages),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": max_tokens,
             "truncate": "oldest_turns",
             "stream": True,
         }

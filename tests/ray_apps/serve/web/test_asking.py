@@ -68,3 +68,8 @@ async def test_errors_are_words() -> None:
         await said(asking(judge=judge), "bad")
     assert in_words(overloaded().failure) == "Busy: try again in 1 s."
     assert in_words(unavailable().failure) == "Busy: try again in 1 s."
+
+
+async def test_an_answer_gets_the_room_there_is() -> None:
+    (*_, last) = await said(asking(FakeEngine(max_model_len=60)), "x" * 20, max_tokens=500)
+    assert last.text == "x" * 20
