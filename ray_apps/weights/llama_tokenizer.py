@@ -41,10 +41,29 @@ def convert_tokenizer(
     Raises:
         ModelError: it is no SentencePiece model, the ids are not the next ones, or a special token is none of these.
     """
-    from tokenizers import AddedToken, decoders, normalizers, processors
-    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     content = file.read_bytes()
+    chosen = SPECIALS | dict(specials or {})
+    backend = _backend(content)
+    _add_tokens(backend, added or {}, chosen)
+    fields = {"chat_template": chat_template} if chat_template else {}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **chosen,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        **fields,
+    )
+    tokenizer.save_pretrained(directory)
+    (directory / MODEL).write_bytes(content)
+
+
+def _backend(content: bytes) -> Any:
+    """What encodes as SentencePiece's model `content` does."""
+    from tokenizers import decoders, normalizers
+    from transformers import LlamaTokenizer
+
     with TemporaryDirectory() as place:
         (Path(place) / MODEL).write_bytes(content)
         try:
@@ -57,8 +76,14 @@ def convert_tokenizer(
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    chosen = SPECIALS | dict(specials or {})
-    for token, index in sorted((added or {}).items(), key=lambda item: item[1]):
+    return backend
+
+
+def _add_tokens(backend: Any, added: Mapping[str, int], chosen: Mapping[str, str]) -> None:
+    """Give it tokens beside SentencePiece's, say which are special, and let BOS begin a text."""
+    from tokenizers import AddedToken, processors
+
+    for token, index in sorted(added.items(), key=lambda item: item[1]):
         is_special = token in chosen.values()
         backend.add_tokens([AddedToken(token, normalized=False, special=is_special)])
         if backend.token_to_id(token) != index:
@@ -71,16 +96,6 @@ def convert_tokenizer(
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
     )
-    fields = {"chat_template": chat_template} if chat_template else {}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **chosen,
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
-        **fields,
-    )
-    tokenizer.save_pretrained(directory)
-    (directory / MODEL).write_bytes(content)
 
 
 def complete_tokenizer(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """From the original files of a Llama and a published delta to an endpoint, as the README has it."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,8 @@ PROMPT = (
 @pytest.mark.parametrize("layout", ["meta", "hub"])
 def test_llama_and_a_delta_become_vicuna(tmp_path: Path, sentences: Path, layout: str) -> None:
     """Meta's layout or that of the hub, a delta with the buffers and the slow tokenizer of the published ones."""
-    base, target = llama(seed=1), llama(seed=2)
+    base: Any = llama(seed=1)
+    target: Any = llama(seed=2)
     if layout == "meta":
         write_meta(tmp_path / "LLaMA" / "7B", base, 2, sentences)
         run("convert-llama", str(tmp_path / "LLaMA" / "7B"), str(tmp_path / "llama-7b"))
@@ -38,7 +40,7 @@ def test_llama_and_a_delta_become_vicuna(tmp_path: Path, sentences: Path, layout
     reference = sentencepiece.SentencePieceProcessor(model_file=str(sentences))
     ids = [1, *reference.encode(PROMPT)]
     with torch.no_grad():
-        whole = target.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0].tolist()  # type: ignore
+        whole = target.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0].tolist()
     answer = reference.decode(whole[len(ids) :]).replace("\N{REPLACEMENT CHARACTER}", "")  # no character, not told
     with serve_run(tmp_path, str(tmp_path / "vicuna-7b")) as (url, output):
         wait_for(lambda: is_healthy(url), output)

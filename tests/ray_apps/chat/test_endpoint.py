@@ -1,26 +1,13 @@
 """What an endpoint says and refuses, over real HTTP, in words."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from data_prep.errors import ChatError
 from ray_apps.chat.endpoint import Endpoint
 from ray_apps.chat.talker import Ending, Sampling, TooLongError
-from tests.ray_apps.chat.scripted import Reply, Script, endpoint, refusal
+from tests.ray_apps.chat.scripted import Reply, Script, refusal
 
 ASKED = [{"role": "user", "content": "你好 😀"}]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def url(script: Script) -> Iterator[str]:
-    with endpoint(script) as address:
-        yield address
 
 
 def test_an_answer_comes_in_pieces_and_ends(script: Script, url: str) -> None:

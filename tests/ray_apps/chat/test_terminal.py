@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.ray_apps.chat.scripted import Script, endpoint, refusal
+from tests.ray_apps.chat.scripted import Script, refusal
 from tests.ray_apps.chat.terminal import ROOT, Terminal
 
 pytestmark = pytest.mark.slow
@@ -28,17 +27,6 @@ def f(x):
 |---|---|
 | 小猫 | 1 |
 """
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def url(script: Script) -> Iterator[str]:
-    with endpoint(script) as address:
-        yield address
 
 
 def start(url: str, home: Path, *words: str, **size: int) -> Terminal:
