@@ -1,6 +1,8 @@
 """Training on a CUDA device, without Ray: `pytest -m gpu`."""
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ray_apps.run_dir import RunDir
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.loop import run_training
 from ray_apps.train.objective import chunked_loss, fused_loss
+from tests.processes import CONTEXT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,8 +30,21 @@ def nccl(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+class StoppedError(Exception):
+    pass
+
+
+def stop_after_four(measures: dict[str, Any]) -> None:
+    if measures["step"] == 4:
+        raise StoppedError
+
+
 def losses(config: TrainConfig) -> list[float]:
     run_training(config, torch.device("cuda"), after_save=lambda measures: None)
+    return recorded(config)
+
+
+def recorded(config: TrainConfig) -> list[float]:
     return [record["loss"] for record in RunDir(config.run_dir).read_metrics() if "loss" in record]
 
 
@@ -42,17 +58,37 @@ def test_a_gpu_learns_and_resumes(
     whole = losses(config)
     assert whole[-1] < whole[0]
 
-    class StoppedError(Exception):
-        pass
-
-    def stop(measures: dict[str, Any]) -> None:
-        if measures["step"] == 4:
-            raise StoppedError
-
     torn = config.model_copy(update={"run_dir": str(tmp_path / "torn")})
     with pytest.raises(StoppedError):
-        run_training(torn, torch.device("cuda"), stop)
+        run_training(torn, torch.device("cuda"), stop_after_four)
     assert losses(torn) == pytest.approx(whole, rel=1e-3)
+
+
+def train_alike(config: TrainConfig, rendezvous: str, *, stops: bool) -> None:
+    """In a process of its own: cuBLAS is asked for the same bits before its first product."""
+    warnings.filterwarnings("error", message=".*deterministic.*")
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    with suppress(StoppedError):
+        run_training(config, torch.device("cuda"), stop_after_four if stops else lambda measures: None)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deterministic_run_resumes_to_the_same_bits(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, precision: str
+) -> None:
+    config = make_config(max_steps=8, precision=precision, deterministic=True, lora={"r": 4, "dropout": 0.1})
+    torn = config.model_copy(update={"run_dir": str(tmp_path / "torn")})
+    for number, (run, stops) in enumerate([(config, False), (torn, True), (torn, False)]):
+        process = CONTEXT.Process(
+            target=train_alike, args=(run, f"{tmp_path}/rendezvous-{number}"), kwargs={"stops": stops}
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert len(recorded(config)) == 8
+    assert recorded(torn) == recorded(config)
 
 
 def test_offload_gives_the_same_losses(make_config: Callable[..., TrainConfig], nccl: None, tmp_path: Path) -> None:
