@@ -3,11 +3,12 @@
     python -m benchmarks.gpu [GPU]    # one that `vicuna train plan --gpu` knows, to hold its peak against
 
 The shape is TinyLlama's (22 layers of 2,048). Training: whole rows of 2,048 tokens in bf16, the first two steps not
-counted; its peak memory beside what `vicuna train plan` says. Answering: 128 tokens after prompts of 128, greedy, beside
+counted; its peak memory beside what `vicuna train plan` says. Answering: 128 tokens after prompts of 128, in turns with
 `generate` of transformers on the same batch. Ends with one JSON line per goal.
 """
 
 import asyncio
+import gc
 import statistics
 import sys
 import tempfile
@@ -91,11 +92,12 @@ def train(folder: Path, gpu: str | None, **fields: Any) -> None:
     settings = {"max_steps": NUM_STEPS, "precision": "bf16", "run_dir": str(folder / label.replace(" ", "-"))}
     saves = {"every_steps": 10_000, "asynchronous": False}
     config = TrainConfig.parse({**places, **settings, "learning_rate": 1e-5, "checkpoint": saves, **fields})
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    live: list[int] = []
-    run_training(config, torch.device("cuda"), after_save=lambda measures: live.append(0))
-    held = torch.cuda.max_memory_allocated()
+    before = torch.cuda.memory_allocated()
+    run_training(config, torch.device("cuda"), after_save=lambda measures: None)
+    held = torch.cuda.max_memory_allocated() - before
     records = [*RunDir(config.run_dir).read_metrics()]
     (ended,) = [record for record in records if "peak_bytes" in record]
     seconds = statistics.median([record["seconds"] for record in records if "loss" in record][2:])
@@ -107,7 +109,7 @@ def train(folder: Path, gpu: str | None, **fields: Any) -> None:
     print(f"reserved {ended['peak_bytes'] / 1e9:.2f} GB", flush=True)
     if gpu:
         plan = make_plan(config, gpu, Rows(CONTEXT, NUM_ROWS, CONTEXT, "this benchmark"), mfu=0.4)
-        print(goal_line(f"train plan's peak, {label}", plan.memory.peak.total_bytes / 1e9, held / 1e9, at_most=1.05))
+        print(goal_line(f"train plan's peak, {label}", plan.memory.peak.total_bytes / 1e9, held / 1e9, at_least=0.95))
 
 
 async def answer(engine: NativeEngine, prompts: list[list[int]]) -> float:
@@ -134,7 +136,7 @@ def generate(model: Any, prompts: list[list[int]]) -> float:
 
 
 def serve(model: Path) -> None:
-    """Both contenders, one after the other, three rounds each after one that is not counted."""
+    """Both contenders in turns, two rounds each after one that is not counted."""
     random = np.random.default_rng(1)
 
     def prompts(count: int) -> list[list[int]]:
@@ -143,14 +145,16 @@ def serve(model: Path) -> None:
     engine = NativeEngine(
         load_model(str(model), device="cuda", dtype="bfloat16", max_model_len=CONTEXT), max_num_seqs=64
     )
-    ours = {size: [asyncio.run(answer(engine, prompts(size))) for _ in range(4)][1:] for size in BATCHES}
-    engine.shutdown()
     peer = load_causal_lm(model, dtype="bfloat16", device="cuda").eval()
-    theirs = {size: [generate(peer, prompts(size)) for _ in range(4)][1:] for size in BATCHES}
     for size in BATCHES:
-        print(f"{size} at a time: ours {ours[size]}, transformers {theirs[size]}")
+        ours, theirs = [], []
+        for _ in range(3):
+            ours.append(asyncio.run(answer(engine, prompts(size))))
+            theirs.append(generate(peer, prompts(size)))
+        print(f"{size} at a time: ours {ours[1:]}, transformers {theirs[1:]}")
         goal = f"output tokens per second at {size} against generate of transformers"
-        print(goal_line(goal, statistics.median(ours[size]), statistics.median(theirs[size]), at_least=1.0), flush=True)
+        print(goal_line(goal, statistics.mean(ours[1:]), statistics.mean(theirs[1:]), at_least=1.0), flush=True)
+    engine.shutdown()
 
 
 def main() -> None:
@@ -159,7 +163,6 @@ def main() -> None:
         folder = Path(place)
         write_model(folder / "model")
         write_rows(folder / "rows")
-        serve(folder / "model")
         dist.init_process_group("nccl", init_method=f"file://{place}/rendezvous", rank=0, world_size=1)
         for fields in (
             {"micro_batch_size": 4, "global_batch_size": 4},
@@ -168,6 +171,7 @@ def main() -> None:
         ):
             train(folder, gpu, **fields)
         dist.destroy_process_group()
+        serve(folder / "model")
 
 
 if __name__ == "__main__":

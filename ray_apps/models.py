@@ -26,9 +26,12 @@ def load_causal_lm(directory: Path, *, dtype: str = "auto", device: str = "auto"
     `options` go to transformers' `from_pretrained`; a `device_map` or `distributed_config` of theirs says where the
     weights go. Only safetensors are read, and no code of the model's own is run.
 
+    PyTorch's attention through cuDNN is turned off in this process: it plans anew for every length.
+
     Raises:
         ModelError: the files are not those of a causal language model.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,

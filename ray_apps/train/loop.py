@@ -175,10 +175,13 @@ def _is_judged(config: TrainConfig, step: int, num_steps: int) -> bool:
 
 
 def make_deterministic() -> None:
-    """Have PyTorch, cuBLAS and FlashAttention take the kernels that give the same bits every time."""
+    """Have PyTorch, cuBLAS and FlashAttention take the kernels that give the same bits every time, or stop at others.
+
+    With `warn_only` PyTorch's memory-efficient attention would stay as it is.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
 
 
 @contextmanager

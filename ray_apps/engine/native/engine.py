@@ -95,6 +95,7 @@ class NativeEngine(LanguageEngine):
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the answer to `request`, which joins those under way as soon as there is room."""
+        await self.check_health()  # before anything is made on a device that may be lost
         grammar, adapter = None, None
         if request.sampling.json_schema is not None:
             grammar = await asyncio.to_thread(self._grammar, request.sampling)

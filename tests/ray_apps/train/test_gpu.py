@@ -1,6 +1,5 @@
 """Training on a CUDA device, without Ray: `pytest -m gpu`."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ray_apps.run_dir import RunDir
+from ray_apps.train.attention import per_document_attention
 from ray_apps.train.config import TrainConfig
 from ray_apps.train.loop import run_training
 from ray_apps.train.objective import chunked_loss, fused_loss
@@ -66,7 +66,6 @@ def test_a_gpu_learns_and_resumes(
 
 def train_alike(config: TrainConfig, rendezvous: str, *, stops: bool) -> None:
     """In a process of its own: cuBLAS is asked for the same bits before its first product."""
-    warnings.filterwarnings("error", message=".*deterministic.*")
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", init_method=f"file://{rendezvous}", rank=0, world_size=1)
     with suppress(StoppedError):
@@ -134,3 +133,18 @@ def test_liger_gives_the_loss_of_chunks(dtype: torch.dtype) -> None:
         results.append((loss, *torch.autograd.grad(loss * 0.5, (hidden, head.weight))))
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(*results, **tolerance)
+
+
+def test_attention_between_borders_is_attention_in_each_chat() -> None:
+    torch.manual_seed(0)
+    lengths = [1, 70, 129, 8]
+    borders = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    shapes = [(1, heads, sum(lengths), 64) for heads in (6, 2, 2)]
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    module = torch.nn.Identity()
+    results = []
+    for longest in (max(lengths), None):
+        output, _ = per_document_attention(module, *inputs, None, cu_seq_lens_q=borders, max_length_q=longest)
+        weights = torch.arange(output.numel(), device="cuda").view(output.shape).sin()
+        results.append((output, *torch.autograd.grad((output.float() * weights).sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)

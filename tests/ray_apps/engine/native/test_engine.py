@@ -449,6 +449,18 @@ async def test_texts_go_to_ids_and_back(engine: NativeEngine) -> None:
     assert engine.encode_text(text)[-1] == 1
 
 
+async def test_nothing_is_made_for_a_request_to_an_engine_that_is_gone(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its device may be lost: whatever is put there fails by another name."""
+    engine = NativeEngine(loaded)
+    asked = request(engine)
+    engine.shutdown()
+    monkeypatch.setattr(Sampler, "__init__", lambda *args: pytest.fail("something was made"))
+    with pytest.raises(EngineStoppedError):
+        await answer(engine, asked)
+
+
 async def test_an_adapter_is_refused_by_name(engine: NativeEngine) -> None:
     asked = replace(request(engine), adapter="pirate")
     with pytest.raises(UnsupportedError, match="'pirate'"):
