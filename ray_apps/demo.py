@@ -121,7 +121,7 @@ def _remove_artifacts(dataset: str, config: TrainConfig) -> None:
 
 _NEXT = """From here:
   {vicuna} chat --model {model}                             in this terminal
-  {vicuna} serve serve_config.yaml args.model={model} args.page.is_shown=true      a page at http://127.0.0.1:8000, and:
+  {vicuna} serve serve_config.yaml args.model={model}       a page at http://127.0.0.1:8000, and:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
   {vicuna} demo --fresh data.identity.name=Ada data.identity.maker=ACME       another identity

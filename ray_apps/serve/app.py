@@ -47,25 +47,27 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(read_arguments(args), "args")
         if settings.moderation.kind in ("local", "openai"):
             build_moderator(settings.moderation.moderator, "args.moderation")
-        check_page(settings.page)
+        settings = settings.model_copy(update={"page": choose_page(settings.page)})
         resolved = choose_resources(resolve_models(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
     return compose(resolved)
 
 
-def check_page(page: Page) -> None:
-    """Return if the page can be shown, if it is to be.
+def choose_page(page: Page) -> Page:
+    """`page`, where `auto` is whether its packages are installed.
 
     Raises:
-        ConfigError: its packages are not installed, or its votes cannot be kept where they should be.
+        ConfigError: they are not and it is to be shown, or its votes cannot be kept where they should be.
     """
-    if not page.is_shown:
-        return
-    if find_spec("gradio") is None:
+    is_possible = find_spec("gradio") is not None
+    if page.is_shown == "auto":
+        page = page.model_copy(update={"is_shown": is_possible})
+    if page.is_shown and not is_possible:
         raise ConfigError("args.page.is_shown: needs gradio; run `pip install 'vicuna-ray[ui]'`")
     if page.votes and not os.path.isabs(page.votes):
         raise ConfigError(f"args.page.votes: {page.votes!r} is not valid; expected an absolute path on the head")
+    return page
 
 
 def compose(args: ServeArgs, replica: type[Replica] = Replica) -> Application:

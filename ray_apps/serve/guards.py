@@ -1,16 +1,13 @@
 """What stands before the API in each replica of the ingress."""
 
-from collections.abc import Callable
-
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from ray_apps.serve.auth import ApiKeys, Authentication
 from ray_apps.serve.body import BodyLimit
-from ray_apps.serve.metrics import RequestMetrics
 from ray_apps.serve.policy import Limits, Security
-from ray_apps.serve.rate_limits import RateLimit
-from ray_apps.serve.request_log import RequestLog
+from ray_apps.serve.rate_limits import RateLimit, Rates
+from ray_apps.serve.request_log import Journal, RequestLog
 
 _READABLE_BY_PAGES = [
     "Retry-After",
@@ -25,16 +22,16 @@ def guarded(
     security: Security,
     limits: Limits,
     *,
-    write_line: Callable[[str], object] | None = None,
-    with_texts: bool = False,
-    metrics: RequestMetrics | None = None,
+    rates: Rates | None = None,
+    journal: Journal | None = None,
     names_requests: bool = True,
 ) -> ASGIApp:
-    """`api` behind the log, cross-origin rules, keys, rates and the size of bodies, in this order."""
+    """`api` behind the log, cross-origin rules, keys, rates and the size of bodies, in this order.
+
+    `rates`, `journal`: those that others count and write in too; `limits` says the rates if there are none.
+    """
     app: ASGIApp = BodyLimit(api, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
-    rates = (limits.requests_per_minute, limits.tokens_per_minute)
-    if rates != (None, None):
-        app = RateLimit(app, requests_per_minute=rates[0], tokens_per_minute=rates[1])
+    app = RateLimit(app, rates or Rates(limits.requests_per_minute, limits.tokens_per_minute))
     app = Authentication(app, keys, allow_open=security.allow_open)
     if security.cors_origins:
         app = CORSMiddleware(
@@ -44,4 +41,4 @@ def guarded(
             allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout", "X-Session-Id"],
             expose_headers=_READABLE_BY_PAGES,
         )
-    return RequestLog(app, write=write_line, with_texts=with_texts, metrics=metrics, names_requests=names_requests)
+    return RequestLog(app, journal or Journal(), names_requests=names_requests)

@@ -19,8 +19,9 @@ from ray_apps.serve.jobs import Backend
 from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.metrics import ModerationMetrics, QueueMetrics, RequestMetrics, keep_showing
 from ray_apps.serve.moderation import Judge, Moderating, ThreadedJudge, moderated
+from ray_apps.serve.rate_limits import Rates
 from ray_apps.serve.replicas import QueueLimits, ReplicaBackend
-from ray_apps.serve.request_log import open_log
+from ray_apps.serve.request_log import Journal, open_log
 from ray_apps.serve.routing import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ class Ingress:
         if not self._keys:
             whom = "anybody" if args.security.allow_open else "this machine alone"
             logger.warning("no API key is configured: answering %s; see VICUNA_API_KEYS", whom)
-        self._write_line = open_log(args.logging.requests) if args.logging.requests else None
-        self._metrics = RequestMetrics(metrics)
+        request_metrics = RequestMetrics(metrics)
+        write_line = open_log(args.logging.requests) if args.logging.requests else None
+        self._journal = Journal(write_line, with_texts=args.logging.texts, metrics=request_metrics)
+        self._rates = Rates(args.limits.requests_per_minute, args.limits.tokens_per_minute)
         backends = {
             model.served_name: ReplicaBackend(replicas[model.served_name], queue_limits(model))
             for model in args.all_models
@@ -53,7 +56,7 @@ class Ingress:
                     moderated(backends[model.served_name], self._moderating),
                     model.served_name,
                     limits=args.limits,
-                    metrics=self._metrics,
+                    metrics=request_metrics,
                     with_texts=args.logging.texts,
                 ),
                 tuple(model.aliases),
@@ -72,16 +75,15 @@ class Ingress:
             self._keys,
             self._args.security,
             self._args.limits,
-            write_line=self._write_line,
-            with_texts=self._args.logging.texts,
-            metrics=self._metrics,
+            rates=self._rates,
+            journal=self._journal,
             names_requests=False,
         )
         if not self._args.page.is_shown:
             return api
         from ray_apps.serve.web.mounting import WithPage, mount_page
 
-        page = mount_page(self._models, self._args.page, self._keys)
+        page = mount_page(self._models, self._args.page, self._keys, self._rates, self._journal)
         return WithPage(api, page, self._keys, allow_open=self._args.security.allow_open)
 
 

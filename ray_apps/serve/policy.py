@@ -94,8 +94,8 @@ class Moderation(Settings):
 class Page(Settings):
     """The chat page at `/`."""
 
-    is_shown: bool = False
-    """Whether there is one; it needs the packages of the extra `ui`."""
+    is_shown: bool | Literal["auto"] = False
+    """Whether there is one; it needs the packages of the extra `ui`. `auto`: where they are installed."""
     votes: DiskPath | None = None
     """The file for votes and flags, on the head; none are asked for without it."""
     keeps_texts: bool = True

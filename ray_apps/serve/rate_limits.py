@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_apps.serve.errors import error_response, rate_limited
-from ray_apps.serve.record import current_request
+from ray_apps.serve.errors import ApiError, error_response, rate_limited
+from ray_apps.serve.record import RequestRecord, current_request
 
 
 class Bucket:
@@ -46,25 +46,55 @@ class KeyBuckets:
     tokens: Bucket | None
 
 
-class RateLimit:
-    """Refuses what goes beyond a key's requests or tokens per minute, and tells each answer what is left.
+class Rates:
+    """What is left of every key's requests and tokens per minute. `None`: no limit.
 
     A request is let in while any tokens are left, as nobody knows before how many it takes; they are taken when it is
-    over, those of its prompt and of its answers, as far as they are known then. Only `POST` counts. `None`: no limit.
+    over, those of its prompt and of its answers, as far as they are known then.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
-        *,
-        requests_per_minute: int | None,
-        tokens_per_minute: int | None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._app = app
         self._per_minute = (requests_per_minute, tokens_per_minute)
         self._now = now
         self._keys: dict[str, KeyBuckets] = {}
+
+    def enter(self, key_name: str) -> None:
+        """Count a request of a key.
+
+        Raises:
+            ApiError: it has none left, or no tokens.
+        """
+        buckets = self.buckets_of(key_name)
+        for kind, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
+            if bucket and bucket.level < 1:
+                raise rate_limited(kind, bucket.per_minute, math.ceil(bucket.wait_s(1)))
+        if buckets.requests:
+            buckets.requests.take(1)
+
+    def leave(self, record: RequestRecord) -> None:
+        """Count what a request took."""
+        if tokens := self.buckets_of(record.key_name).tokens:
+            tokens.take(record.num_prompt_tokens + record.num_completion_tokens)
+
+    def buckets_of(self, key_name: str) -> KeyBuckets:
+        """What is left of one key's minute."""
+        if key_name not in self._keys:
+            made = [None if limit is None else Bucket(limit, self._now) for limit in self._per_minute]
+            self._keys[key_name] = KeyBuckets(*made)
+        return self._keys[key_name]
+
+
+class RateLimit:
+    """Refuses what goes beyond `rates`, and tells each answer what is left. Only `POST` counts."""
+
+    def __init__(self, app: ASGIApp, rates: Rates) -> None:
+        self._app = app
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on or refuse, and count."""
@@ -72,26 +102,16 @@ class RateLimit:
             await self._app(scope, receive, send)
             return
         record = current_request()
-        buckets = self._buckets_of(record.key_name)
-        send = _with_headers(send, buckets)
-        for kind, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
-            if bucket and bucket.level < 1:
-                refusal = rate_limited(kind, bucket.per_minute, math.ceil(bucket.wait_s(1)))
-                await error_response(refusal.failure)(scope, receive, send)
-                return
-        if buckets.requests:
-            buckets.requests.take(1)
+        send = _with_headers(send, self._rates.buckets_of(record.key_name))
+        try:
+            self._rates.enter(record.key_name)
+        except ApiError as refusal:
+            await error_response(refusal.failure)(scope, receive, send)
+            return
         try:
             await self._app(scope, receive, send)
         finally:
-            if buckets.tokens:
-                buckets.tokens.take(record.num_prompt_tokens + record.num_completion_tokens)
-
-    def _buckets_of(self, key_name: str) -> KeyBuckets:
-        if key_name not in self._keys:
-            made = [None if limit is None else Bucket(limit, self._now) for limit in self._per_minute]
-            self._keys[key_name] = KeyBuckets(*made)
-        return self._keys[key_name]
+            self._rates.leave(record)
 
 
 def _with_headers(send: Send, buckets: KeyBuckets) -> Send:

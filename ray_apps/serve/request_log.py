@@ -42,26 +42,38 @@ def open_log(target: str) -> Callable[[str], object]:
     return append
 
 
-class RequestLog:
-    """Keeps the record of each request, writes it as a line when it is over, and tells it to `metrics`.
-
-    A client may name its request with `X-Request-Id`; the answer has that header too, unless something in front adds it
-    (`names_requests` False). A look at `/health` is not told. `write` None: nothing is written.
-    """
+class Journal:
+    """Writes a request that is over as a line, and tells it to `metrics`. `write` None: nothing is written."""
 
     def __init__(
         self,
-        app: ASGIApp,
+        write: Callable[[str], object] | None = None,
         *,
-        write: Callable[[str], object] | None,
         with_texts: bool = False,
         metrics: RequestMetrics | None = None,
-        names_requests: bool = True,
     ) -> None:
-        self._app = app
         self._write = write
         self._with_texts = with_texts
         self._metrics = metrics
+
+    def ended(self, record: RequestRecord) -> None:
+        """Tell of one."""
+        if self._metrics:
+            self._metrics.ended(record)
+        if self._write:
+            self._write(json.dumps(describe(record, with_texts=self._with_texts)))
+
+
+class RequestLog:
+    """Keeps the record of each request, and tells `journal` of it when it is over.
+
+    A client may name its request with `X-Request-Id`; the answer has that header too, unless something in front adds it
+    (`names_requests` False). A look at `/health` is not told.
+    """
+
+    def __init__(self, app: ASGIApp, journal: Journal, *, names_requests: bool = True) -> None:
+        self._app = app
+        self._journal = journal
         self._names_requests = names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,13 +99,7 @@ class RequestLog:
             await self._app(scope, receive, send_and_note)
         finally:
             if is_told:
-                self._end(record)
-
-    def _end(self, record: RequestRecord) -> None:
-        if self._metrics:
-            self._metrics.ended(record)
-        if self._write:
-            self._write(json.dumps(describe(record, with_texts=self._with_texts)))
+                self._journal.ended(record)
 
 
 def describe(record: RequestRecord, *, with_texts: bool) -> dict[str, Any]:

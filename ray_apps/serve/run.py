@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import re
 import socket
 import time
@@ -23,6 +24,10 @@ from ray_apps.serve.config import resolve_models
 from ray_apps.serve.config_file import HttpOptions, ServeFile
 
 _ROUTE_TIMEOUT_S = 60.0
+QUIET_PORTS = range(20_000, 32_768)
+"""Between those that Ray gives its workers and those that the kernel gives to whoever asks for any: a port that is free
+now still is when Serve's proxy comes to it.
+"""
 _ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - names what a user may have chosen
 
 
@@ -92,16 +97,25 @@ def choose_port(options: HttpOptions) -> HttpOptions:
     Raises:
         ServeError: the host cannot be listened on, or the port is taken.
     """
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family) as listener:
+    ports = [options.port] if options.port else random.sample(QUIET_PORTS, 100)
+    reasons = []
+    for port in ports:
+        reason = _why_taken(options.host, port)
+        if reason is None:
+            return options.model_copy(update={"port": port})
+        reasons.append(reason)
+    where = f"{options.host}:{options.port}"
+    raise ServeError(f"http_options.port: cannot listen on {where}: {reasons[0]}; 0 takes a free port")
+
+
+def _why_taken(host: str, port: int) -> str | None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((options.host, options.port))
+            listener.bind((host, port))
         except OSError as error:
-            where = f"{options.host}:{options.port}"
-            reason = error.strerror or str(error)
-            raise ServeError(f"http_options.port: cannot listen on {where}: {reason}; 0 takes a free port") from None
-        return options.model_copy(update={"port": listener.getsockname()[1]})
+            return error.strerror or str(error)
+    return None
 
 
 def wait_until_ready(url: str) -> None:

@@ -3,20 +3,33 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from ray_apps.serve import chat
+from ray_apps.serve.affinity import session_of
 from ray_apps.serve.answers import new_id
 from ray_apps.serve.deadline import until
 from ray_apps.serve.errors import ApiError, Failure, failure_of
 from ray_apps.serve.policy import Page
 from ray_apps.serve.protocol.chat_request import ChatCompletionRequest
-from ray_apps.serve.record import RequestRecord, begin
+from ray_apps.serve.rate_limits import Rates
+from ray_apps.serve.record import ANYBODY, RequestRecord, begin, current_request
+from ray_apps.serve.request_log import Journal
 from ray_apps.serve.routing import Router, ServedModel
 
 Messages = Sequence[dict[str, str]]
+PATH = "page"
+"""What the request log has for an answer on the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who asks: the name of their API key, and of their chat, by which a replica that has read it is found."""
+
+    key_name: str = ANYBODY
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +55,15 @@ class AskError(Exception):
 
 
 class Asking:
-    """Asks `models` within the limits of `page`."""
+    """Asks `models` within the limits of `page` and of `rates`; `journal` is told of each answer as of a request."""
 
-    def __init__(self, models: Sequence[ServedModel], page: Page) -> None:
+    def __init__(
+        self, models: Sequence[ServedModel], page: Page, rates: Rates | None = None, journal: Journal | None = None
+    ) -> None:
         self._router = Router(models)
         self._page = page
+        self._rates = rates or Rates()
+        self._journal = journal or Journal()
         self.names = [name for model in models for name in (model.name, *model.adapters)]
 
     def check(self, messages: Messages) -> None:
@@ -61,53 +78,73 @@ class Asking:
         if (length := len(messages[-1]["content"])) > self._page.max_characters:
             raise AskError(f"This message has {length:,} characters; at most {self._page.max_characters:,} are taken.")
 
-    async def reply(self, model: str, messages: Messages, sampling: Sampling) -> AsyncGenerator[Said, None]:
+    async def reply(
+        self, model: str, messages: Messages, sampling: Sampling, visitor: Visitor | None = None
+    ) -> AsyncGenerator[Said, None]:
         """Yield the answer as it grows; closing the generator stops the work on it.
 
         Raises:
             AskError: there is none, or it breaks off.
         """
         self.check(messages)
-        begin(RequestRecord(path="page"))
+        visitor = visitor or Visitor()
+        record = RequestRecord(key_name=visitor.key_name, method="POST", path=PATH)
+        begin(record)
         try:
-            async with aclosing(self._reply(model, messages, sampling, sampling.max_tokens)) as answer:
-                async for said in answer:
-                    yield said
-        except _NoRoomError:  # for an answer of that length; it gets what there is
-            async with aclosing(self._reply(model, messages, sampling, None)) as answer:
-                async for said in answer:
-                    yield said
+            self._rates.enter(visitor.key_name)
+            try:
+                async with aclosing(self._reply(model, messages, sampling, visitor)) as answer:
+                    async for said in answer:
+                        record.status = 200
+                        yield said
+            finally:
+                self._rates.leave(record)
+        except ValidationError as error:
+            record.status = 400
+            raise AskError(str(error.errors()[0]["msg"])) from None
+        except Exception as error:
+            failure = error.failure if isinstance(error, ApiError) else failure_of(error)
+            record.status = record.status or failure.status
+            raise AskError(in_words(failure)) from None
+        finally:
+            self._journal.ended(record)
 
     async def _reply(
-        self, model: str, messages: Messages, sampling: Sampling, max_tokens: int | None
+        self, model: str, messages: Messages, sampling: Sampling, visitor: Visitor
+    ) -> AsyncGenerator[Said, None]:
+        """As much of an answer as was asked for, or, where there is no room for it, what there is."""
+        is_begun = False
+        try:
+            async with aclosing(self._told(model, messages, sampling, sampling.max_tokens, visitor)) as answer:
+                async for said in answer:
+                    is_begun = True
+                    yield said
+            return
+        except ApiError as error:
+            if is_begun or error.failure.code != "context_length_exceeded":
+                raise
+        current_request().finish_reasons.clear()
+        async with aclosing(self._told(model, messages, sampling, None, visitor)) as answer:
+            async for said in answer:
+                yield said
+
+    async def _told(
+        self, model: str, messages: Messages, sampling: Sampling, max_tokens: int | None, visitor: Visitor
     ) -> AsyncGenerator[Said, None]:
         text, started, first = "", time.monotonic(), None
-        try:
-            route = self._router.find(model)
-            job = chat.make_job(_request(model, messages, sampling, max_tokens), new_id("page"), route.adapter)
-            generated = until(route.model.backend.generate(job), route.model.request_timeout_s)
-            async with aclosing(generated) as deltas:
-                async for delta in deltas:
-                    first = first or time.monotonic()
-                    text += delta.text
-                    note = _note(delta.num_dropped, delta.finish_reason)
-                    if delta.finish_reason:
-                        took = _took(started, first, delta.num_completion_tokens)
-                        yield Said(text, " ".join(filter(None, (note, took))), is_over=True)
-                        return
-                    yield Said(text, note)
-        except ValidationError as error:
-            raise AskError(str(error.errors()[0]["msg"])) from None
-        except ApiError as error:
-            if error.failure.code == "context_length_exceeded" and max_tokens is not None:
-                raise _NoRoomError from None
-            raise AskError(in_words(error.failure)) from None
-        except Exception as error:
-            raise AskError(in_words(failure_of(error))) from None
-
-
-class _NoRoomError(Exception):
-    """The chat and the answer do not fit together."""
+        route = self._router.find(model)
+        job = chat.make_job(_request(model, messages, sampling, max_tokens), new_id("page"), route.adapter)
+        job = replace(job, session=session_of(job, route.name, visitor.session))
+        async with aclosing(until(route.model.backend.generate(job), route.model.request_timeout_s)) as deltas:
+            async for delta in deltas:
+                first = first or time.monotonic()
+                text += delta.text
+                note = _note(delta.num_dropped, delta.finish_reason)
+                if delta.finish_reason:
+                    took = _took(started, first, delta.num_completion_tokens)
+                    yield Said(text, " ".join(filter(None, (note, took))), is_over=True)
+                    return
+                yield Said(text, note)
 
 
 def _request(model: str, messages: Messages, sampling: Sampling, max_tokens: int | None) -> ChatCompletionRequest:

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ray_apps.serve.auth import ApiKeys, is_loopback
 from ray_apps.serve.errors import error_response, unauthorized
 from ray_apps.serve.policy import Page
+from ray_apps.serve.rate_limits import Rates
+from ray_apps.serve.record import ANYBODY
+from ray_apps.serve.request_log import Journal
 from ray_apps.serve.routing import ServedModel
 from ray_apps.serve.web.asking import Asking
 from ray_apps.serve.web.page import build_page
@@ -16,6 +19,7 @@ from ray_apps.votes import VoteFile
 
 API = ("/v1/", "/health", "/tokenize", "/detokenize", "/openapi.json")
 """How paths of the API begin; all others are the page's."""
+HOW_TO_ENTER = "The password is an API key. Choose any name that nobody has taken with another key."
 
 
 class WithPage:
@@ -44,18 +48,41 @@ class WithPage:
             await error_response(refused.failure)(scope, receive, send)
 
 
-def mount_page(models: Sequence[ServedModel], settings: Page, keys: ApiKeys) -> ASGIApp:
-    """The page for `models` as an app; who it is for is asked where there are `keys`."""
+class Doorkeeper:
+    """Who is on the page: names that people give themselves, each with the API key that it came with first."""
 
-    def may_enter(user: str, password: str) -> bool:
-        return keys.name_of(password.encode()) is not None
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+        self._key_names: dict[str, str] = {}
 
-    asked = {"auth": may_enter, "auth_message": "The password is an API key; any name will do."} if keys else {}
+    def may_enter(self, user: str, password: str) -> bool:
+        """Whether `password` is a key, and no other key came under that name."""
+        key_name = self._keys.name_of(password.encode())
+        return key_name is not None and self._key_names.setdefault(user, key_name) == key_name
+
+    def key_name_of(self, user: str | None) -> str:
+        """The key that `user` came with."""
+        return self._key_names.get(user or "", ANYBODY)
+
+
+def mount_page(
+    models: Sequence[ServedModel],
+    settings: Page,
+    keys: ApiKeys,
+    rates: Rates | None = None,
+    journal: Journal | None = None,
+) -> ASGIApp:
+    """The page for `models` as an app; who it is for is asked where there are `keys`.
+
+    Its chats count in `rates` and are told to `journal`.
+    """
+    doorkeeper = Doorkeeper(keys)
+    asked = {"auth": doorkeeper.may_enter, "auth_message": HOW_TO_ENTER} if keys else {}
     votes = VoteFile(settings.votes) if settings.votes else None
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     app: ASGIApp = gr.mount_gradio_app(
         FastAPI(),
-        build_page(Asking(models, settings), votes, settings),
+        build_page(Asking(models, settings, rates, journal), votes, settings, doorkeeper.key_name_of),
         path="/",
         show_error=True,
         footer_links=[],

@@ -1,7 +1,8 @@
 """The page itself, in gradio: one model, two side by side, or two in a battle."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio looks
@@ -25,7 +26,11 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 CHOICES = {"◀ A is better": "a", "B is better ▶": "b", "Tie": "tie", "Both are bad": "both_bad"}
 
 
-def build_page(asking: Asking, votes: VoteFile | None, settings: Page) -> gr.Blocks:
+KeyNameOf = Callable[[str | None], str]
+"""The API key of who has signed in under a name."""
+
+
+def build_page(asking: Asking, votes: VoteFile | None, settings: Page, key_name_of: KeyNameOf) -> gr.Blocks:
     """The page for the models of `asking`."""
     page: gr.Blocks
     with gr.Blocks(title="vicuna-ray", analytics_enabled=False, fill_height=True) as page:
@@ -33,12 +38,12 @@ def build_page(asking: Asking, votes: VoteFile | None, settings: Page) -> gr.Blo
         with gr.Tabs():
             for mode in modes:
                 with gr.Tab(TITLES[mode], id=mode):
-                    _build_room(Room(mode, asking, votes, settings), asking.names, votes is not None)
+                    _build_room(Room(mode, asking, votes, settings), asking.names, votes is not None, key_name_of)
     page.queue(default_concurrency_limit=None)
     return page
 
 
-def _build_room(room: Room, names: Sequence[str], has_votes: bool) -> None:
+def _build_room(room: Room, names: Sequence[str], has_votes: bool, key_name_of: KeyNameOf) -> None:
     visit = gr.State(Visit)
     pickers, chats = _build_lanes(room, names, has_votes)
     field = gr.Textbox(
@@ -66,11 +71,12 @@ def _build_room(room: Room, names: Sequence[str], has_votes: bool) -> None:
         max_tokens = gr.Slider(16, 4096, USUAL.max_tokens, step=16, label="Longest answer, in tokens")
     settings = [system, temperature, top_p, max_tokens, *pickers]
     shown = [visit, field, note, *chats]
+    regenerate = _known(room.regenerate, key_name_of)
     answering: list[dict[str, Any]] = [
-        field.submit(room.send, [visit, field, *settings], shown, **PRIVATE),
-        again.click(room.regenerate, [visit, *settings], shown, **PRIVATE),
-        *(chat.retry(room.regenerate, [visit, *settings], shown, **PRIVATE) for chat in chats),
-        *(chat.edit(_editing(room), [visit, *settings], shown, **PRIVATE) for chat in chats),
+        field.submit(_known(room.send, key_name_of), [visit, field, *settings], shown, **PRIVATE),
+        again.click(regenerate, [visit, *settings], shown, **PRIVATE),
+        *(chat.retry(regenerate, [visit, *settings], shown, **PRIVATE) for chat in chats),
+        *(chat.edit(_editing(room, key_name_of), [visit, *settings], shown, **PRIVATE) for chat in chats),
     ]
     stop.click(None, cancels=answering, **PRIVATE)
     undo.click(room.undo, [visit], shown, **PRIVATE)
@@ -123,11 +129,31 @@ def _voting(room: Room, verdict: str) -> Callable[[Visit], list[Any]]:
     return lambda visit: room.vote(visit, verdict)
 
 
-def _editing(room: Room) -> Callable[..., AsyncIterator[list[Any]]]:
-    async def edit(visit: Visit, data: gr.EditData, *settings: Any) -> AsyncIterator[list[Any]]:
+Ask = Callable[..., AsyncGenerator[list[Any], None]]
+
+
+def _known(ask: Ask, key_name_of: KeyNameOf) -> Ask:
+    """`ask`, once it is noted who does."""
+
+    async def asked(visit: Visit, request: gr.Request, *settings: Any) -> AsyncGenerator[list[Any], None]:
+        visit.key_name = key_name_of(request.username)
+        async with aclosing(ask(visit, *settings)) as answer:
+            async for shown in answer:
+                yield shown
+
+    return asked
+
+
+def _editing(room: Room, key_name_of: KeyNameOf) -> Ask:
+    ask = _known(room.edit, key_name_of)
+
+    async def edit(
+        visit: Visit, data: gr.EditData, request: gr.Request, *settings: Any
+    ) -> AsyncGenerator[list[Any], None]:
         place = data.index if isinstance(data.index, int) else data.index[0]
-        async for shown in room.edit(visit, place, str(data.value), *settings):
-            yield shown
+        async with aclosing(ask(visit, request, place, str(data.value), *settings)) as answer:
+            async for shown in answer:
+                yield shown
 
     return edit
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from data_prep.errors import ChatError
 from ray_apps.serve.policy import Page
-from ray_apps.serve.web.asking import AskError, Asking, Said, Sampling
+from ray_apps.serve.record import ANYBODY
+from ray_apps.serve.web.asking import AskError, Asking, Said, Sampling, Visitor
 from ray_apps.serve.web.markdown import harmless
 from ray_apps.transcript import Transcript
 from ray_apps.votes import Kind, Vote, VoteFile
@@ -44,6 +45,7 @@ class Visit:
     def __init__(self) -> None:
         self.lanes: list[Lane] = []
         self.session = uuid.uuid4().hex
+        self.key_name = ANYBODY
         self.is_voted = False
 
 
@@ -170,9 +172,7 @@ class Room:
         growing = [""] * len(visit.lanes)
         notes = [""] * len(visit.lanes)
         queue: asyncio.Queue[tuple[int, Said | AskError | None]] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._ask(number, lane, sampling, queue)) for number, lane in enumerate(visit.lanes)
-        ]
+        tasks = [asyncio.create_task(self._ask(number, visit, sampling, queue)) for number in range(len(visit.lanes))]
         num_left = len(tasks)
         try:
             yield self._show(visit, "", "…", growing)
@@ -194,10 +194,11 @@ class Room:
         yield self._show(visit, "", self._notes(visit, notes))
 
     async def _ask(
-        self, number: int, lane: Lane, sampling: Sampling, queue: "asyncio.Queue[tuple[int, Said | AskError | None]]"
+        self, number: int, visit: Visit, sampling: Sampling, queue: "asyncio.Queue[tuple[int, Said | AskError | None]]"
     ) -> None:
+        lane, visitor = visit.lanes[number], Visitor(visit.key_name, visit.session)
         try:
-            async with aclosing(self._asking.reply(lane.model, lane.transcript.sent, sampling)) as answer:
+            async with aclosing(self._asking.reply(lane.model, lane.transcript.sent, sampling, visitor)) as answer:
                 async for said in answer:
                     await queue.put((number, said))
             await queue.put((number, None))

@@ -8,8 +8,9 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError
-from ray_apps.serve.app import build_app, choose_resources, ingress_options, replica_options
+from ray_apps.serve.app import build_app, choose_page, choose_resources, ingress_options, replica_options
 from ray_apps.serve.config import ServeArgs
+from ray_apps.serve.policy import Page
 from ray_apps.serve.scaling import Autoscaling
 
 
@@ -76,3 +77,13 @@ def test_serve_takes_the_options(fields: dict[str, Any]) -> None:
 def test_the_ingress_lets_more_in_than_the_replicas_take_so_that_it_can_refuse() -> None:
     args = ServeArgs(num_replicas=2, max_ongoing_requests=3, max_queued_requests=4)
     assert ingress_options(args)["max_ongoing_requests"] > 2 * 3 + 4
+
+
+def test_the_page_is_there_where_its_packages_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_page(Page(is_shown="auto")).is_shown is True
+    monkeypatch.setattr("ray_apps.serve.app.find_spec", lambda name: None)
+    assert choose_page(Page(is_shown="auto")).is_shown is False
+    with pytest.raises(ConfigError, match=r"args\.page\.is_shown: needs gradio; run `pip install"):
+        choose_page(Page(is_shown=True))
+    with pytest.raises(ConfigError, match=r"args\.page\.votes: 'votes.jsonl' is not valid; expected an absolute"):
+        choose_page(Page(votes="votes.jsonl"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from ray_apps.serve.rate_limits import Bucket, RateLimit
+from ray_apps.serve.rate_limits import Bucket, RateLimit, Rates
 from ray_apps.serve.record import RequestRecord, begin, current_request
 
 
@@ -27,7 +27,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def client(clock: Clock, requests: int | None, tokens: int | None) -> httpx.AsyncClient:
-    limit = RateLimit(answer, requests_per_minute=requests, tokens_per_minute=tokens, now=clock)
+    limit = RateLimit(answer, Rates(requests, tokens, clock))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         begin(RequestRecord(key_name=dict(scope["headers"]).get(b"key", b"ann").decode()))

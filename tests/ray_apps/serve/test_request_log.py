@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from data_prep.errors import ConfigError
 from ray_apps.serve.record import current_request
-from ray_apps.serve.request_log import RequestLog, open_log
+from ray_apps.serve.request_log import Journal, RequestLog, open_log
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -21,7 +21,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def client(lines: list[str], *, with_texts: bool = False, names_requests: bool = True) -> httpx.AsyncClient:
-    log = RequestLog(app, write=lines.append, with_texts=with_texts, names_requests=names_requests)
+    log = RequestLog(app, Journal(lines.append, with_texts=with_texts), names_requests=names_requests)
     return httpx.AsyncClient(transport=httpx.ASGITransport(log, raise_app_exceptions=False), base_url="http://test")
 
 

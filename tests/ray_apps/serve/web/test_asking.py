@@ -1,6 +1,8 @@
 """What the page asks, and what it tells a person instead of an error."""
 
+import json
 import re
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -8,17 +10,29 @@ import pytest
 from data_prep.moderation import PatternModerator
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.serve.backend import EngineBackend
-from ray_apps.serve.errors import overloaded, unavailable
+from ray_apps.serve.errors import ApiError, overloaded, unavailable
+from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.moderation import Moderating, ThreadedJudge, moderated
-from ray_apps.serve.policy import Moderation, Page
+from ray_apps.serve.policy import Limits, Moderation, Page
+from ray_apps.serve.rate_limits import Rates
+from ray_apps.serve.request_log import Journal
 from ray_apps.serve.routing import ServedModel
-from ray_apps.serve.web.asking import AskError, Asking, Said, Sampling, in_words
+from ray_apps.serve.web.asking import AskError, Asking, Said, Sampling, Visitor, in_words
 
 
-def asking(engine: FakeEngine | None = None, judge: ThreadedJudge | None = None, **page: Any) -> Asking:
+def asking(
+    engine: FakeEngine | None = None,
+    judge: ThreadedJudge | None = None,
+    *,
+    rates: Rates | None = None,
+    told: list[str] | None = None,
+    **page: Any,
+) -> Asking:
     moderating = Moderating(judge, Moderation(kind="local")) if judge else None
     backend = moderated(EngineBackend(engine or FakeEngine(), stream_interval_s=0), moderating)
-    return Asking([ServedModel("fake", backend, adapters=("tuned",))], Page(**page))
+    metered = MeteredBackend(backend, "fake", limits=Limits())
+    journal = Journal(told.append) if told is not None else None
+    return Asking([ServedModel("fake", metered, adapters=("tuned",))], Page(**page), rates, journal)
 
 
 async def said(asked: Asking, *texts: str, model: str = "fake", **sampling: Any) -> list[Said]:
@@ -73,3 +87,37 @@ async def test_errors_are_words() -> None:
 async def test_an_answer_gets_the_room_there_is() -> None:
     (*_, last) = await said(asking(FakeEngine(max_model_len=60)), "x" * 20, max_tokens=500)
     assert last.text == "x" * 20
+
+
+async def test_answers_are_told_as_requests_are() -> None:
+    lines: list[str] = []
+    asked = asking(FakeEngine(max_model_len=60), told=lines)
+    question = [{"role": "user", "content": "hello"}]
+    async for _ in asked.reply("fake", question, Sampling(max_tokens=20), Visitor("ann")):
+        pass
+    with pytest.raises(AskError):
+        await said(asked, "x" * 70)
+    async with aclosing(asked.reply("fake", question, Sampling())) as answer:
+        await anext(answer)
+    with pytest.raises(AskError):
+        await said(asked, "x", model="other")
+    records = [json.loads(line) for line in lines]
+    assert [(one["key"], one["path"], one["status"], one["model"]) for one in records] == [
+        ("ann", "page", 200, "fake"),
+        ("anybody", "page", 400, "fake"),
+        ("anybody", "page", 200, "fake"),
+        ("anybody", "page", 404, None),
+    ]
+    assert [one["finish_reasons"] for one in records] == [["stop"], ["error"], ["abort"], []]
+    assert records[0]["completion_tokens"] > 0
+
+
+async def test_the_rates_are_those_of_the_api() -> None:
+    rates = Rates(requests_per_minute=1)
+    asked = asking(rates=rates)
+    await said(asked, "first")
+    with pytest.raises(AskError, match=r"Busy: try again in \d+ s\."):
+        await said(asked, "second")
+    with pytest.raises(ApiError):
+        rates.enter("anybody")
+    rates.enter("ann")

@@ -17,13 +17,20 @@ from ray_apps.votes import VoteFile
 from tests.browser import Browser, browser
 from tests.ray_apps.serve.endpoint import serve_environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 @contextmanager
-def served(tmp_path: Path, models: list[dict[str, Any]], **variables: str) -> Iterator[str]:
+def served(
+    tmp_path: Path, models: list[dict[str, Any]], requests_per_minute: int | None = None, **variables: str
+) -> Iterator[str]:
     votes = tmp_path / "votes.jsonl"
-    args = {"models": models, "page": {"is_shown": True, "votes": str(votes)}}
+    args = {
+        "models": models,
+        "page": {"is_shown": True, "votes": str(votes)},
+        "limits": {"requests_per_minute": requests_per_minute},
+        "logging": {"requests": str(tmp_path / "requests.jsonl")},
+    }
     application = {"name": "chat", "import_path": "ray_apps.serve.app:build_app", "args": args}
     path = tmp_path / "serve.yaml"
     path.write_text(json.dumps({"http_options": {"port": 0}, "applications": [application]}))
@@ -59,7 +66,7 @@ def test_a_real_model_answers_on_a_phone(tiny_model_dir: Path, tmp_path: Path) -
 
 def test_who_has_no_key_does_not_come_in(tmp_path: Path) -> None:
     models = [{"engine": "fake", "model_name": "echo"}]
-    with served(tmp_path, models, **{KEYS_VARIABLE: "sk-test"}) as url, browser() as window:
+    with served(tmp_path, models, 2, **{KEYS_VARIABLE: "team: sk-test"}) as url, browser() as window:
         assert httpx.get(f"{url}/v1/models").status_code == 401
         assert httpx.post(f"{url}/gradio_api/queue/join", json={}).status_code == 401
         window.open(url)
@@ -73,3 +80,12 @@ def test_who_has_no_key_does_not_come_in(tmp_path: Path) -> None:
                 window.wait_for(said)
         say(window, "chat", "hello")
         window.wait_for("First token after", "#chat-note")
+        headers = httpx.post(
+            f"{url}/v1/chat/completions",
+            json={"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
+            headers={"Authorization": "Bearer sk-test"},
+        ).headers
+        assert headers["x-ratelimit-remaining-requests"] == "0"  # one was the page's
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    told = [(line["key"], line["status"], line["finish_reasons"]) for line in lines if line["path"] == "page"]
+    assert told == [("team", 200, ["stop"])]
