@@ -1,11 +1,13 @@
 """What is asked and answered is judged before it passes: a `Backend` around another one.
 
 An answer is held back in windows: no text is told before it has been judged together with what precedes it, so that it
-can be stopped in the middle. The moderators are those of data preparation; a guard model served here is another.
+can be stopped in the middle. Windows end and begin with sentences where they can, for half of one is easily misjudged.
+The moderators are those of data preparation; a guard model served here is another.
 """
 
 import asyncio
 import logging
+import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -31,6 +33,12 @@ from ray_apps.serve.policy import Moderation
 from ray_apps.serve.protocol.moderations import ModerationList, ModerationResult
 
 logger = logging.getLogger(__name__)
+
+_CONTEXT = 200
+"""Characters before a window that it is judged with, though windows be shorter."""
+_SENTENCE_END = re.compile(r"[.!?\n。！？…][\"')\]”’]*\s*$")
+_SENTENCE_BEGIN = re.compile(r"[.!?]\s+|\n|[。！？…]")
+_WORD_BEGIN = re.compile(r"\s+")
 
 Where = Literal["input", "output", "endpoint"]
 Count = Callable[[Where, str], None]
@@ -137,6 +145,21 @@ class _Window:
     before: str = ""
     is_over: bool = False
 
+    def is_due(self, num_characters: int) -> bool:
+        """Whether it is to be judged: long enough, and at the end of a sentence or twice as long."""
+        if len(self.text) < num_characters:
+            return False
+        return len(self.text) >= 2 * num_characters or bool(_SENTENCE_END.search(self.text))
+
+
+def _context(text: str, most: int) -> str:
+    """Of the last `most` characters of a text those from the first whole sentence on, or the first whole word."""
+    if len(text) <= most:
+        return text
+    end = text[-most:]
+    begin = _SENTENCE_BEGIN.search(end) or _WORD_BEGIN.search(end)
+    return end[begin.end() :] if begin else end
+
 
 class ModeratedBackend:
     """Asks `backend`, and tells what passes. What is not generation goes through."""
@@ -206,7 +229,7 @@ class ModeratedBackend:
                 continue
             window.held.append(delta)
             window.text += "".join((delta.text, *(call.arguments for call in delta.calls)))
-            if len(window.text) < self._settings.window_characters and not delta.finish_reason:
+            if not window.is_due(self._settings.window_characters) and not delta.finish_reason:
                 continue
             is_flagged = bool(window.text) and any(
                 await self._moderating.judged([window.before + window.text], "output")
@@ -219,7 +242,7 @@ class ModeratedBackend:
             num_left -= window.is_over
             if not num_left:
                 return
-            window.before = (window.before + window.text)[-self._settings.window_characters :]
+            window.before = _context(window.before + window.text, max(_CONTEXT, self._settings.window_characters))
             window.held, window.text = [], ""
 
 

@@ -118,6 +118,30 @@ async def test_an_answer_that_is_not_streamed_is_cut_too(ask: Ask) -> None:
     assert "bad" not in choice["message"]["content"]
 
 
+async def test_windows_end_and_begin_with_sentences(ask: Ask) -> None:
+    """Halves of sentences are judged otherwise than whole ones."""
+    judged: list[str] = []
+
+    class Listening:
+        assessed = ("hate",)
+
+        async def judge(self, texts: Sequence[str]) -> list[Judgement]:
+            judged.extend(texts)
+            return [Judgement({}) for _ in texts]
+
+    settings: dict[str, Any] = {"applies_to": ["output"], "window_characters": 200}
+    text = " ".join(f"This is sentence number {number}, and it is not short." for number in range(40))
+    answer = await Moderated(Listening(), **settings).post("/v1/chat/completions", ask(text, stream=True))
+    told = "".join(c["delta"].get("content") or "" for chunk in chunks(answer) for c in chunk["choices"])
+    assert told == text
+    assert all(one.startswith("This is") and one.rstrip().endswith("not short.") for one in judged)
+    assert len(judged) == 8
+    del judged[:]
+    await Moderated(Listening(), **settings).post("/v1/chat/completions", ask("word " * 200))
+    assert [len(one) for one in judged] == [400, 595, 395]  # at most 200 before, from a word on
+    assert all(one.startswith("word ") for one in judged)
+
+
 async def test_other_answers_go_on() -> None:
     moderated = Moderated(applies_to=["output"], window_characters=4)
     answer = await moderated.post(
