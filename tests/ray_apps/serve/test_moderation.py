@@ -137,7 +137,7 @@ async def test_windows_end_and_begin_with_sentences(ask: Ask) -> None:
     assert all(one.startswith("This is") and one.rstrip().endswith("not short.") for one in judged)
     assert len(judged) == 8
     del judged[:]
-    await Moderated(Listening(), **settings).post("/v1/chat/completions", ask("word " * 200))
+    await Moderated(Listening(), **settings).post("/v1/chat/completions", ask("word " * 200, stream=True))
     assert [len(one) for one in judged] == [400, 595, 395]  # at most 200 before, from a word on
     assert all(one.startswith("word ") for one in judged)
 
