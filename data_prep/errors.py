@@ -7,6 +7,7 @@ VicunaError
 ├── RunError       a training run cannot start, resume or be exported
 ├── ServeError     an endpoint cannot be started
 ├── SpotError      machines cannot be had, or not within the limits
+├── EvalError      models cannot be asked or judged, or not all of it was
 └── ChatError      a model that is talked with does not answer, or a saved chat cannot be read
 """
 
@@ -37,6 +38,10 @@ class ServeError(VicunaError):
 
 class SpotError(VicunaError):
     """Machines cannot be had, or not within the limits of cost and time."""
+
+
+class EvalError(VicunaError):
+    """Models cannot be asked or judged, or something of it is missing. What was done is kept."""
 
 
 class ChatError(VicunaError):

@@ -1,21 +1,18 @@
 """What people think of answers: votes between two models, thumbs, and flags, in a file that only grows.
 
-One JSON object a line, written whole and flushed before the vote counts as given. Any number of processes may write to
-one file; a line that a power cut tore is skipped when it is read, and the next one stands on a line of its own.
+One JSON object a line, flushed before the vote counts as given; any number of processes may write to one file.
 """
 
-import fcntl
-import json
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import DataError
+from ray_apps.lines import append_line, read_lines
 
 Kind = Literal["battle", "side_by_side", "thumb", "flag"]
 Verdict = Literal["a", "b", "tie", "both_bad", "up", "down", "flag"]
@@ -70,19 +67,7 @@ class VoteFile:
         Raises:
             OSError: it cannot be written; nothing of it stays.
         """
-        line = vote.model_dump_json().encode() + b"\n"
-        with self.path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END)
-            if end and _last_byte(file.fileno(), end) != b"\n":
-                line = b"\n" + line
-            try:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), end)
-                raise
+        append_line(self.path, vote.model_dump_json())
 
     def read(self) -> Iterator[Vote]:
         """The votes in the order in which they were given, without lines that are torn.
@@ -90,23 +75,11 @@ class VoteFile:
         Raises:
             DataError: a line is whole and no vote; naming it.
         """
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if (vote := _read(line, f"{self.path}: line {number}")) is not None:
-                    yield vote
+        for where, content in read_lines(self.path):
+            yield _read(content, where)
 
 
-def _last_byte(descriptor: int, end: int) -> bytes:
-    return os.pread(descriptor, 1, end - 1)
-
-
-def _read(line: bytes, where: str) -> Vote | None:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return None
+def _read(content: Any, where: str) -> Vote:
     try:
         return Vote.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,1 @@
+"""Questions, answers, verdicts and figures: a client of any OpenAI-compatible endpoint."""
