@@ -101,14 +101,14 @@ class Client:
     async def _post(self, body: Mapping[str, Any]) -> Any:
         try:
             response = await self._http.post(f"{self.url}/chat/completions", json=body)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise EvalError(f"{self.url}: {error}") from None
         except httpx.ConnectError as error:
             raise _TryAgainError(str(error) or "it refuses connections", is_unreachable=True) from None
         except httpx.TimeoutException:
             raise _TryAgainError(f"no answer within {self.patience.timeout_s:g} s") from None
         except httpx.TransportError as error:
             raise _TryAgainError(f"the connection was lost: {error or type(error).__name__}") from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise EvalError(f"{self.url}: {error}") from None
         if not response.is_success:
             self._refuse(response)
         try:
