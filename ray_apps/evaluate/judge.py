@@ -11,7 +11,7 @@ from ray_apps.evaluate.answers import OnDone, Summary, gathered
 from ray_apps.evaluate.client import CallError, Client, Patience, RefusedError, Target
 from ray_apps.evaluate.prompts import FORMS, Form, Kind, NotInFormError, Prompt, load_prompt
 from ray_apps.evaluate.questions import Question
-from ray_apps.evaluate.records import Evaluation, Failure, Outcome, Verdict, digest
+from ray_apps.evaluate.records import Evaluation, Failure, Outcome, Verdict, digest, judgement
 
 Conversation = tuple[str, ...]
 
@@ -55,9 +55,7 @@ class _Case:
 
     @property
     def about(self) -> str:
-        names = " against ".join(self.models)
-        order = f", {self.first} first" if self.kind == "pair" else ""
-        return f"question {self.question.question_id}, choice {self.choice}, {names}{order}, repeat {self.repeat}"
+        return judgement(self.question.question_id, self.choice, self.models, self.first, self.repeat)
 
     @property
     def shown(self) -> tuple[Conversation, ...]:

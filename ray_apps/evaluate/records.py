@@ -77,6 +77,11 @@ class Verdict(_Line):
     attempts: int = 1
     text: str
 
+    @property
+    def about(self) -> str:
+        """What a failure of this judgement is about."""
+        return judgement(self.question_id, self.choice, self.models, self.first, self.repeat)
+
 
 class Failure(BaseModel):
     """A call that came to nothing. `in_form`: whether it was answered, but by no verdict."""
@@ -201,6 +206,12 @@ def _parse(content: Any, where: str, kind: type[Record]) -> Record:
         return kind.model_validate(content)
     except ValidationError as error:
         raise EvalError(f"{where}: {said(error)}") from None
+
+
+def judgement(question_id: str, choice: int, models: Sequence[str], first: str, repeat: int) -> str:
+    """What a judgement is called where it is told of."""
+    order = f", {first} first" if len(models) > 1 else ""
+    return f"question {question_id}, choice {choice}, {' against '.join(models)}{order}, repeat {repeat}"
 
 
 def digest(*parts: object) -> str:
