@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: install demo check test test-fast test-vllm soak peers lock clean
+.PHONY: install demo demo-eval check test test-fast test-vllm soak peers lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       chats -> fine-tuned model -> chat endpoint, on this machine"
+	@echo "make demo-eval  that model judged against its base: a smoke test of evaluation"
 	@echo "make test       everything a CPU can test     make test-fast  the pure tests only"
 	@echo "make test-vllm  the vLLM engine on a CPU, in an environment of its own"
 	@echo "make check      lint, types, import rules     make soak       long sweeps"
@@ -28,6 +29,11 @@ $(READY): pyproject.toml requirements.lock
 
 demo: $(READY)
 	$(BIN)/vicuna demo $(ARGS)
+
+# The demo's model against its base, on three questions of each category; without the demo's model, the demo first.
+demo-eval: $(READY)
+	test -f artifacts/demo/model/config.json || $(BIN)/vicuna demo
+	$(BIN)/vicuna eval run smollm2_cpu $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import click
 
 from data_prep.errors import VicunaError
 from ray_apps.chat.command_line import chat
+from ray_apps.evaluate.commands import evaluate
 from ray_apps.options import FRESH, OVERRIDES
 from ray_apps.spot.commands import spot
 from ray_apps.weights.commands import weights
@@ -230,7 +231,26 @@ def doctor(recipe: str | None, as_json: bool, wait_s: float, overrides: tuple[st
         sys.exit(1)
 
 
+@evaluate.command("run")
+@click.argument("recipe")
+@FRESH
+@OVERRIDES
+def evaluate_run(recipe: str, fresh: bool, overrides: tuple[str, ...]) -> None:
+    """All in one go: serve the base and the tuned model of RECIPE, ask, judge, report.
+
+    With --fresh, ask and judge everything anew. Example: vicuna eval run smollm2_cpu eval.questions=chinese
+    """
+    from ray_apps.recipe import eval_section, load_recipe, train_section
+
+    loaded = load_recipe(recipe, overrides)
+    config, train_config = eval_section(loaded, recipe), train_section(loaded, recipe)
+    from ray_apps.stages import eval_stages
+
+    eval_stages(config, train_config, fresh=fresh)
+
+
 vicuna.add_command(chat)
+vicuna.add_command(evaluate)
 vicuna.add_command(spot)
 vicuna.add_command(weights)
 

@@ -7,10 +7,11 @@ from typing import TypeVar
 from data_prep.config import DataConfig, Settings
 from data_prep.errors import ConfigError
 from ray_apps.config import apply_overrides, load_yaml
+from ray_apps.evaluate.config import EvalConfig
 from ray_apps.spot.config import SpotConfig
 from ray_apps.train.config import TrainConfig
 
-Section = TypeVar("Section", DataConfig, TrainConfig, SpotConfig)
+Section = TypeVar("Section", DataConfig, TrainConfig, SpotConfig, EvalConfig)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -21,6 +22,7 @@ class Recipe(Settings):
     data: DataConfig | None = None
     train: TrainConfig | None = None
     spot: SpotConfig | None = None
+    eval: EvalConfig | None = None
 
 
 def find_recipe(name: str) -> Path:
@@ -60,6 +62,11 @@ def train_section(recipe: Recipe, name: str) -> TrainConfig:
 def spot_section(recipe: Recipe, name: str) -> SpotConfig:
     """The `spot` section of the recipe called `name`; ConfigError if it has none."""
     return _present(recipe.spot, "spot", name)
+
+
+def eval_section(recipe: Recipe, name: str) -> EvalConfig:
+    """The `eval` section of the recipe called `name`; ConfigError if it has none."""
+    return _present(recipe.eval, "eval", name)
 
 
 def _present(section: Section | None, kind: str, name: str) -> Section:

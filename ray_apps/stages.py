@@ -16,6 +16,7 @@ from data_prep.inputs import find_dataset
 from data_prep.manifest import Manifest
 from data_prep.pipeline import prepare_dataset
 from ray_apps.console import Stage, console, stage
+from ray_apps.evaluate.config import EvalConfig
 from ray_apps.goodput import account, find_recoveries
 from ray_apps.local_ray import local_cluster
 from ray_apps.model_dir import local_model_dir
@@ -163,6 +164,33 @@ def export_stage(config: TrainConfig, *, fresh: bool = False) -> Path:
         directory = Path(config.output) if done else export(config)
         shown.finish(f"{directory}{_already(done)}")
     return directory
+
+
+def eval_stages(config: EvalConfig, train: TrainConfig, *, fresh: bool = False) -> None:
+    """The base and the tuned model answer, are judged, and the report is written.
+
+    Raises:
+        EvalError: not all of it was done; the report holds what was.
+    """
+    from ray_apps.evaluate.contest import BASE, TUNED, hold, prepare_base, remove
+    from ray_apps.evaluate.records import Evaluation
+    from ray_apps.serve.config_file import HttpOptions, ServeApplication
+    from ray_apps.serve.run import serving
+
+    tuned, output = local_model_dir(train.output), Path(config.output)
+    if fresh:
+        remove(output)
+    base = prepare_base(local_model_dir(train.model), tuned, output)
+    models = [{"model": str(base), "model_name": BASE}, {"model": str(tuned), "model_name": TUNED}]
+    application = ServeApplication.parse({"import_path": "ray_apps.serve.app:build_app", "args": {"models": models}})
+    with ExitStack() as endpoint:
+        with stage("serve") as shown:
+            shown.update(0, text="starting both models")
+            file = ServeFile(http_options=HttpOptions(port=0), applications=[application])
+            url = endpoint.enter_context(serving(file))
+            shown.finish(url)
+        paths = hold(Evaluation(output), config, url)
+    console.print(f"The report: [bold]{escape(str(paths[0]))}[/bold]", soft_wrap=True)
 
 
 def serve_until_interrupted(file: ServeFile) -> None:

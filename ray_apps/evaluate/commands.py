@@ -1,18 +1,16 @@
 """`vicuna eval …`. Like the rest of the command line, each command imports what it needs when it runs."""
 
-import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from data_prep.errors import ConfigError, EvalError
 
 if TYPE_CHECKING:
-    from ray_apps.evaluate.answers import Summary
     from ray_apps.evaluate.client import Patience, Target
+    from ray_apps.evaluate.records import Evaluation
 
 DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -76,6 +74,7 @@ def answers(
     Example: vicuna eval answers artifacts/eval --url http://127.0.0.1:8000 --model base --model tuned
     """
     from ray_apps.evaluate.answers import Asking, ask_models
+    from ray_apps.evaluate.contest import demand, shown
     from ray_apps.evaluate.questions import load_questions
     from ray_apps.evaluate.records import Evaluation
 
@@ -86,7 +85,7 @@ def answers(
     )
     total = len(asked) * choices * len(targets)
     evaluation = Evaluation(directory)
-    shown("answers", total, lambda on_done: ask_models(evaluation, asked, targets, asking, on_done))
+    demand(shown("answers", total, lambda on_done: ask_models(evaluation, asked, targets, asking, on_done)))
 
 
 @evaluate.command()
@@ -127,6 +126,7 @@ def judge(
     Example: vicuna eval judge artifacts/eval --url https://api.openai.com --model gpt-4o --baseline base
     """
     from ray_apps.evaluate.client import Target
+    from ray_apps.evaluate.contest import demand, shown
     from ray_apps.evaluate.judge import Judging, judge_answers, planned
 
     judging = Judging(
@@ -143,34 +143,104 @@ def judge(
     evaluation = _existing(directory)
     total = len(list(planned(evaluation, judging)))
     target = Target(url, model, os.environ.get(key_variable))
-    shown("judge", total, lambda on_done: judge_answers(evaluation, name or model, target, judging, on_done))
+    demand(shown("judge", total, lambda on_done: judge_answers(evaluation, name or model, target, judging, on_done)))
 
 
-def shown(name: str, total: int, step: "Callable[[Callable[[], None]], Any]") -> "Summary":
-    """Do a step behind a progress bar.
+@evaluate.command()
+@DIRECTORY
+@click.option("--baseline", help="Whom the others are held against.")
+@click.option(
+    "--labels", type=FILE, help="Verdicts of people, as MT-bench has them, to see how judges agree with them."
+)
+@click.option("--price-read", type=click.FloatRange(0), help="Dollars for a million tokens that the judge reads.")
+@click.option("--price-written", type=click.FloatRange(0), help="Dollars for a million tokens that it writes.")
+@SEED
+def report(
+    directory: Path,
+    baseline: str | None,
+    labels: Path | None,
+    price_read: float | None,
+    price_written: float | None,
+    seed: int,
+) -> None:
+    """Write report.html, report.md and figures.csv of what was judged.
 
-    Raises:
-        EvalError: not all of it was done; naming what came to nothing.
+    Example: vicuna eval report artifacts/eval --baseline base
     """
-    from ray_apps.console import stage
+    from ray_apps.evaluate.contest import write_all
+    from ray_apps.evaluate.results import Prices
 
-    with stage(name) as bar:
-        done = 0
+    has_price = price_read is not None or price_written is not None
+    prices = Prices(price_read or 0.0, price_written or 0.0) if has_price else None
+    for path in write_all(_existing(directory), baseline, prices=prices, labels=labels, seed=seed):
+        click.echo(path)
 
-        def on_done() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done, total, f"{done}/{total}")
 
-        bar.update(0, total)
-        summary: Summary = asyncio.run(step(on_done))
-        kept = f", {summary.num_kept} were there" if summary.num_kept else ""
-        cut = f", {summary.num_cut} cut at --max-tokens" if summary.num_cut else ""
-        bar.finish(f"{summary.num_done} new{kept}{cut}, {len(summary.failed)} failed")
-    if summary.failed:
-        lines = [*summary.failed[:5], *([f"… and {len(summary.failed) - 5} more"] if len(summary.failed) > 5 else [])]
-        raise EvalError("\n".join([*lines, "the rest is kept; the same command tries these again"]))
-    return summary
+@evaluate.command()
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--votes", type=FILE, multiple=True, help="Votes of the chat page. Can be given several times.")
+@click.option("--judge", help="The verdicts of this judge alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@SEED
+def ratings(directory: Path | None, votes: tuple[Path, ...], judge: str | None, as_json: bool, seed: int) -> None:
+    """Rate models by verdicts in DIRECTORY, by votes of the chat page, or by both.
+
+    Example: vicuna eval ratings --votes /var/lib/vicuna/votes.jsonl
+    """
+    from ray_apps.evaluate.standings import print_json, print_table, standings
+
+    if directory is None and not votes:
+        raise ConfigError("ratings: give a DIRECTORY with verdicts, --votes FILE, or both")
+    found = standings(None if directory is None else _existing(directory), votes, judge, seed)
+    (print_json if as_json else print_table)(found)
+
+
+@evaluate.command()
+@DIRECTORY
+@click.option("--model", required=True, help="A model directory; with --url the endpoint's name of it.")
+@click.option("--name", help="What the report calls it, if that is to be something else.")
+@click.option("--url", help="An OpenAI-compatible endpoint with /v1/completions that scores prompts, as ours does.")
+@click.option("--tokenizer", help="With --url: a directory with its tokenizer, to send ids instead of texts.")
+@click.option("--tasks", required=True, help="Of lm-eval, such as arc_easy,hellaswag.")
+@click.option("--include", type=click.Path(path_type=Path, file_okay=False), help="A directory with tasks of your own.")
+@click.option("--limit", type=click.IntRange(1), help="So many samples of each task.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@KEY
+def benchmarks(
+    directory: Path,
+    model: str,
+    name: str | None,
+    url: str | None,
+    tokenizer: str | None,
+    tasks: str,
+    include: Path | None,
+    limit: int | None,
+    device: str,
+    key_variable: str,
+) -> None:
+    """Do standard benchmarks through lm-eval (the extra `eval`); they stand in the report beside the judge's figures.
+
+    Example: vicuna eval benchmarks artifacts/eval --model artifacts/demo/model --name tuned --tasks arc_easy
+    """
+    from ray_apps.evaluate.harness import run_benchmarks
+    from ray_apps.evaluate.records import Evaluation
+
+    made = run_benchmarks(
+        Evaluation(directory),
+        name or model,
+        [task.strip() for task in tasks.split(",") if task.strip()],
+        directory=None if url else model,
+        url=url,
+        served_name=model,
+        tokenizer=tokenizer,
+        include=include,
+        limit=limit,
+        device=device,
+        key=os.environ.get(key_variable),
+    )
+    for score in made.scores:
+        spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        click.echo(f"{score.task:<24} {score.metric:<16} {score.value:.4f}{spread}")
 
 
 def _target(text: str, url: str | None, key_variable: str) -> "tuple[str, Target]":
@@ -202,7 +272,7 @@ def _patience(timeout: float, tries: int) -> "Patience":
     return Patience(tries=tries, timeout_s=timeout)
 
 
-def _existing(directory: Path) -> Any:
+def _existing(directory: Path) -> "Evaluation":
     from ray_apps.evaluate.records import Evaluation
 
     if not (directory / "questions.jsonl").exists():

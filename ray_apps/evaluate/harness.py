@@ -43,13 +43,14 @@ def run_benchmarks(
     *,
     directory: str | None = None,
     url: str | None = None,
+    served_name: str | None = None,
     tokenizer: str | None = None,
     include: Path | None = None,
     limit: int | None = None,
     device: str = "auto",
     key: str | None = None,
 ) -> Benchmarks:
-    """Have the model called `name`, in `directory` or behind `url`, do `tasks`, and keep what it reached.
+    """Have the model called `name`, in `directory` or as `served_name` behind `url`, do `tasks`; keep what it reached.
 
     `include`: a directory with tasks of one's own. `limit`: so many samples of each task.
 
@@ -67,7 +68,7 @@ def run_benchmarks(
         raise EvalError(
             f"--tasks: {unknown[0]!r} is no task of lm-eval{'' if include is None else f' or of {include}'}"
         )
-    kind, arguments = _model(name, directory, url, tokenizer, key)
+    kind, arguments = _model(served_name or name, directory, url, tokenizer, key)
     chosen = {"device": _device(device)} if directory else {}
     try:
         found: Any = simple_evaluate(

@@ -129,12 +129,10 @@ def test_the_prior_is_hardly_felt() -> None:
 def test_models_that_never_met_are_told() -> None:
     battles = [*fought(3, 0, 1), *fought(1, 0, 0, "y", "z"), *fought(9, 0, 1, "p", "q")]
     assert components(battles) == [("x", "y", "z"), ("p", "q")]
-    assert (
-        by_model(bradley_terry(battles[-10:], bootstrap=FEW)).items()
-        <= {
-            model: pytest.approx(rating) for model, rating in by_model(bradley_terry(battles, bootstrap=FEW)).items()
-        }.items()
-    )
+    together = by_model(bradley_terry(battles, bootstrap=FEW))
+    for group in (battles[:5], battles[5:]):
+        for model, rating in by_model(bradley_terry(group, bootstrap=FEW)).items():
+            assert together[model] == pytest.approx(rating)
 
 
 def test_bounds_hold_the_truth_as_often_as_they_say() -> None:
@@ -151,22 +149,13 @@ def test_bounds_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_one_game_of_elo() -> None:
-    """Even players: the winner gains half of K. Then 20 points ahead: 1 / (1 + 10^(20 / 400)) of K (Elo, 1978)."""
+    """The winner of two even players gains half of K; one who is d ahead, 1 / (1 + 10^(d / 400)) of it (Elo, 1978)."""
     first = by_model(elo(fought(1, 0, 0), k=32, bootstrap=FEW))
     assert first == {"x": 1016, "y": 984}
     again = by_model(elo(fought(2, 0, 0), k=32, bootstrap=FEW))
     assert again["x"] == pytest.approx(1016 + 32 / (1 + 10 ** (32 / 400)))
     assert by_model(elo(fought(0, 1, 0), bootstrap=FEW)) == {"x": 1000, "y": 1000}
     assert by_model(elo(fought(1, 0, 0), start=0, bootstrap=FEW)) == {"x": 2, "y": -2}
-
-
-def test_elo_of_a_tournament() -> None:
-    """The worked example of the FIDE-like update with K = 32: 1613 scores 2.5 of 5 where 2.88 were expected."""
-    ratings = {"A": 1613, "B": 1609, "C": 1477, "D": 1388, "E": 1586, "F": 1720}
-    expected = sum(1 / (1 + 10 ** ((ratings[other] - 1613) / 400)) for other in "BCDEF")
-    assert round(1613 + 32 * (2.5 - expected)) == 1601
-    gained = sum(by_model(elo([("A", "B", 1.0)], k=32, bootstrap=FEW)).values())
-    assert gained == 2000
 
 
 @given(BATTLES)
