@@ -8,7 +8,6 @@ judged. Ends with one JSON line per goal.
 """
 
 import asyncio
-import re
 import statistics
 import sys
 import time
@@ -47,7 +46,7 @@ async def timed(backend: Backend) -> tuple[float, float]:
 def contenders() -> Mapping[str, Backend]:
     """The same engine behind nothing, and behind each moderator on its input, and on its output too."""
     plain = EngineBackend(FakeEngine(pause_s=PAUSE_S), stream_interval_s=0)
-    patterns = PatternModerator({f"list-{number}": re.compile(rf"\bword{number}\w*", re.I) for number in range(100)})
+    patterns = PatternModerator({f"list-{number}": [rf"\bword{number}\w*"] for number in range(100)})
     made: dict[str, Backend] = {"off": plain}
     judges: dict[str, Moderator] = {"local": ToxicityModerator(), "100 patterns": patterns}
     for name, judge in judges.items():

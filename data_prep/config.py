@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.chat_template import TEMPLATES
 from data_prep.errors import ConfigError
@@ -186,10 +186,18 @@ class DecontaminationSettings(Settings):
     """Words in a row that a chat and a question must share; a shorter question must be contained whole."""
 
 
+Threshold = Annotated[float, Field(gt=0, le=1)]
+
+
+def off_for_false(value: Any) -> Any:
+    """YAML 1.1, which others read with, takes a bare `off` for false."""
+    return "off" if value is False else value
+
+
 class ModerationSettings(Settings):
     """Who is asked whether a text is fit. Chats that are flagged are left out."""
 
-    kind: Literal["off", "local", "openai"] = "off"
+    kind: Annotated[Literal["off", "local", "openai"], BeforeValidator(off_for_false)] = "off"
     """`local`: on this machine. `openai`: the moderation endpoint at `base_url`, its key in `OPENAI_API_KEY`."""
     patterns: DiskPath | None = None
     """For `local`: YAML of regular expressions by category, instead of the model that comes with a package."""
@@ -197,6 +205,10 @@ class ModerationSettings(Settings):
     """For `openai`: where the endpoint is."""
     model: str = "omni-moderation-latest"
     """For `openai`: which moderator."""
+    thresholds: dict[str, Threshold] = Field(default={})
+    """Scores from which on a category counts; others count as the moderator says."""
+    allowed: list[str] = Field(default=[])
+    """Categories that never count."""
 
 
 class DataConfig(Settings):

@@ -170,7 +170,9 @@ class _Work:
             yield position, masked
 
     def _moderated(self, chats: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, Conversation]]:
-        flags = flag_chats(self.preparation.moderator, [conversation for _, conversation in chats])
+        preparation = self.preparation
+        conversations = [conversation for _, conversation in chats]
+        flags = flag_chats(preparation.moderator, conversations, preparation.config.moderation)
         for (position, conversation), flag in zip(chats, flags, strict=True):
             if flag is not None:
                 self._reject(position, conversation.id, 0, DropReason.MODERATION, flag)

@@ -124,7 +124,7 @@ class Session:
             self._stats = _stats(started, first, time.monotonic(), ending)
             if is_open:
                 self._style.close_answer(ending, self._stats)
-            if pieces or ending is not None:
+            if pieces or (ending is not None and ending.finish_reason != "content_filter"):
                 self._transcript.answer("".join(pieces))
         if ending is not None and ending.finish_reason == "content_filter":
             self._style.notice("the answer was stopped by moderation")

@@ -22,7 +22,7 @@ from ray_apps.evaluate.results import Prices, results_of
 
 BASE, TUNED = "base", "tuned"
 STAND_IN = "tuned, standing in as the judge"
-SMOKE_TEST = "Smoke test: the judge is the tuned model itself. This shows that everything works, and nothing of how good a model is."
+SMOKE_TEST = "Smoke test: the judge is the tuned model itself. It shows that everything works, not how good a model is."
 OnDone = Callable[[], None]
 
 

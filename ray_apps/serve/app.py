@@ -11,14 +11,15 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 
 from data_prep.errors import ConfigError, VicunaError
-from data_prep.moderation import build_moderator
+from data_prep.moderation import build_moderator, check_categories
 from ray_apps.engine.build import choose_engine
 from ray_apps.machine import count_gpus, gpu_memory, usable_cpus
 from ray_apps.serve.arguments import read_arguments
 from ray_apps.serve.config import ModelArgs, ServeArgs, resolve_models
 from ray_apps.serve.devices import needed_devices
+from ray_apps.serve.guard_model import CATEGORIES as HAZARDS
 from ray_apps.serve.ingress import Ingress
-from ray_apps.serve.policy import Page
+from ray_apps.serve.policy import Moderation, Page
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.replica_router import AffinityRouter
 
@@ -45,13 +46,25 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """
     try:
         settings = args if isinstance(args, ServeArgs) else ServeArgs.parse(read_arguments(args), "args")
-        if settings.moderation.kind in ("local", "openai"):
-            build_moderator(settings.moderation.moderator, "args.moderation")
+        check_moderation(settings.moderation)
         settings = settings.model_copy(update={"page": choose_page(settings.page)})
         resolved = choose_resources(resolve_models(settings))
     except VicunaError as error:
         raise RayServeException(str(error)) from None
     return compose(resolved)
+
+
+def check_moderation(settings: Moderation) -> None:
+    """Return if there can be such a moderator.
+
+    Raises:
+        ConfigError: what it needs is missing or wrong.
+    """
+    if settings.kind == "llm":
+        assessed = sorted({*HAZARDS.values()})
+        check_categories(assessed, settings.thresholds, settings.allowed, "args.moderation")
+    elif settings.kind != "off":
+        build_moderator(settings.moderator, "args.moderation", settings.timeout_s)
 
 
 def choose_page(page: Page) -> Page:

@@ -95,7 +95,7 @@ def _moderating(args: ServeArgs, backends: Mapping[str, Backend]) -> Moderating 
     judge: Judge = (
         GuardModel(backends[settings.model or ""], settings.model or "")
         if settings.kind == "llm"
-        else ThreadedJudge(build_moderator(settings.moderator, "args.moderation"))
+        else ThreadedJudge(build_moderator(settings.moderator, "args.moderation", settings.timeout_s))
     )
     return Moderating(judge, settings, ModerationMetrics(metrics).count)
 

@@ -128,7 +128,10 @@ class RequestMetrics:
         Where an answer ended before its first token, what it took is not known, nor how much of its prompt was read.
         """
         self._meters.add("vicuna_http_requests", 1, status=str(record.status or "abandoned"))
-        if record.model is None or not record.num_prompt_tokens or not record.finish_reasons:
+        if record.model is None or not record.finish_reasons:
+            return
+        is_refused = {*record.finish_reasons} == {"content_filter"}
+        if not record.num_prompt_tokens and not is_refused:
             return
         for reason in record.finish_reasons:
             self._meters.add("vllm_request_success", 1, model_name=record.model, finished_reason=reason)

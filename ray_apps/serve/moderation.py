@@ -6,16 +6,20 @@ The moderators are those of data preparation; a guard model served here is anoth
 """
 
 import asyncio
+import hashlib
+import json
 import logging
 import re
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from data_prep.moderation import CATEGORIES, Judgement, ModerationError, Moderator
-from ray_apps.serve.errors import ApiError, moderation_unavailable, refused_by_moderation
+from ray_apps.serve.errors import moderation_unavailable, refused_by_moderation
 from ray_apps.serve.jobs import (
     Backend,
     ChatPrompt,
@@ -34,6 +38,10 @@ from ray_apps.serve.protocol.moderations import ModerationList, ModerationResult
 
 logger = logging.getLogger(__name__)
 
+ALONE_S = 5.0
+"""How long a judge that fails is left alone."""
+_THREADS = 16
+_REMEMBERED = 20_000
 _CONTEXT = 200
 """Characters before a window that it is judged with, though windows be shorter."""
 _SENTENCE_END = re.compile(r"[.!?\n。！？…][\"')\]”’]*\s*$")
@@ -63,24 +71,39 @@ class Judge(Protocol):
 
 
 class ThreadedJudge:
-    """A moderator of data preparation, asked in a thread."""
+    """A moderator of data preparation, asked in threads of its own: one that hangs takes nobody else's."""
 
     def __init__(self, moderator: Moderator) -> None:
         self._moderator = moderator
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="moderation")
         self.assessed = moderator.assessed
 
     async def judge(self, texts: Sequence[str]) -> list[Judgement]:
         """See `Judge`."""
-        return await asyncio.to_thread(self._moderator.judge, texts)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._moderator.judge, texts)
 
 
 class Moderating:
-    """Checks texts by `settings`; counts what came of it."""
+    """Checks texts by `settings`; counts what came of it.
 
-    def __init__(self, judge: Judge, settings: Moderation, count: Count = lambda where, outcome: None) -> None:
+    What was judged is remembered, for every turn of a chat brings the turns before it again. A judge that has failed
+    twice in a row is left alone for some seconds, so that not everybody waits for it in vain.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        settings: Moderation,
+        count: Count = lambda where, outcome: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.judge = judge
         self.settings = settings
         self._count = count
+        self._now = now
+        self._known: OrderedDict[bytes, Judgement] = OrderedDict()
+        self._num_failed = 0
+        self._alone_until = 0.0
 
     async def judged(self, texts: Sequence[str], where: Where) -> list[frozenset[str]]:
         """The categories for which each text is flagged; none where the moderator is down and that is to pass.
@@ -94,9 +117,8 @@ class Moderating:
     async def judgements(self, texts: Sequence[str], where: Where) -> list[Judgement] | None:
         """What the moderator holds of the texts; None where it is down and that is to pass. Raises as `judged`."""
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                found = await self.judge.judge(texts)
-        except (ModerationError, ApiError, TimeoutError) as error:
+            found = await self._asked(texts)
+        except Exception as error:  # whatever it is, there is no judgement
             self._count(where, "failed")
             logger.warning("moderation of %s failed, %s: %s", where, self.settings.on_failure, _said(error))
             if self.settings.on_failure == "fail_open":
@@ -104,6 +126,37 @@ class Moderating:
             raise moderation_unavailable() from None
         for one in found:
             self._count(where, "flagged" if self._flagged(one) else "passed")
+        return found
+
+    async def _asked(self, texts: Sequence[str]) -> list[Judgement]:
+        keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
+        if missing:
+            self._known.update(zip(missing, await self._ask([*missing.values()]), strict=True))
+        found = [self._known[key] for key in keys]
+        for key in keys:
+            self._known.move_to_end(key)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    async def _ask(self, texts: Sequence[str]) -> list[Judgement]:
+        """Judgements of the judge's own.
+
+        Raises:
+            Exception: it gives none; or it is left alone.
+        """
+        if self._now() < self._alone_until:
+            raise ModerationError("the moderator has failed just now, and is left alone for some seconds")
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                found = await self.judge.judge(texts)
+        except Exception:
+            self._num_failed += 1
+            if self._num_failed >= 2:
+                self._alone_until = self._now() + ALONE_S
+            raise
+        self._num_failed = 0
         return found
 
     async def endpoint(self, texts: Sequence[str], request_id: str) -> ModerationList:
@@ -115,7 +168,8 @@ class Moderating:
         found = await self.judgements(texts, "endpoint")
         if found is None:
             raise moderation_unavailable()
-        return ModerationList(id=request_id, model=self.settings.kind, results=[self._result(one) for one in found])
+        model = self.settings.model or self.settings.kind
+        return ModerationList(id=request_id, model=model, results=[self._result(one) for one in found])
 
     def _result(self, judgement: Judgement) -> ModerationResult:
         flagged = self._flagged(judgement)
@@ -124,7 +178,7 @@ class Moderating:
             flagged=bool(flagged),
             categories={name: name in flagged for name in names},
             category_scores={name: judgement.scores.get(name, 0.0) for name in names},
-            category_applied_input_types={name: ["text"] for name in self.judge.assessed},
+            category_applied_input_types={name: ["text"] if name in self.judge.assessed else [] for name in names},
             not_assessed=[name for name in CATEGORIES if name not in self.judge.assessed],
         )
 
@@ -157,8 +211,8 @@ def _context(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     end = text[-most:]
-    begin = _SENTENCE_BEGIN.search(end) or _WORD_BEGIN.search(end)
-    return end[begin.end() :] if begin else end
+    starts = [found.end() for pattern in (_SENTENCE_BEGIN, _WORD_BEGIN) if (found := pattern.search(end))]
+    return next((end[start:] for start in starts if start <= most / 2), end)  # half of it at least is kept
 
 
 class ModeratedBackend:
@@ -214,10 +268,9 @@ class ModeratedBackend:
         return frozenset().union(*found)
 
     async def _texts(self, prompt: Prompt) -> list[str]:
-        """What people, and tools, say in a prompt; the assistant's own words have been judged as output."""
+        """All that a client says in a prompt: it writes the assistant's messages and the descriptions of tools too."""
         if isinstance(prompt, ChatPrompt):
-            said = (message for message in prompt.messages if message["role"] != "assistant")
-            return [message["content"] for message in said if isinstance(message.get("content"), str)]
+            return [*map(_said_in, prompt.messages), *(json.dumps(tool, ensure_ascii=False) for tool in prompt.tools)]
         return [prompt.text if isinstance(prompt, TextPrompt) else await self._backend.detokenize(prompt)]
 
     async def _windows(self, deltas: AsyncGenerator[Delta, None], num_answers: int) -> AsyncGenerator[Delta, None]:
@@ -244,6 +297,13 @@ class ModeratedBackend:
                 return
             window.before = _context(window.before + window.text, max(_CONTEXT, self._settings.window_characters))
             window.held, window.text = [], ""
+
+
+def _said_in(message: Mapping[str, Any]) -> str:
+    """Name, text and calls of a message."""
+    calls = (json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ())
+    parts = (message.get("name"), message.get("content"), *calls)
+    return "\n".join(part for part in parts if isinstance(part, str))
 
 
 def moderated(backend: Backend, moderating: Moderating | None) -> Backend:

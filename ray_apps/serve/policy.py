@@ -1,11 +1,11 @@
 """Who may ask, how much, and what is written down of it: settings of the whole endpoint."""
 
 import os
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from data_prep.config import DiskPath, ModerationSettings, Settings
+from data_prep.config import DiskPath, ModerationSettings, Settings, Threshold, off_for_false
 
 
 class Security(Settings):
@@ -55,7 +55,7 @@ class RequestLogging(Settings):
 class Moderation(Settings):
     """What is judged, by whom, and what is done about it."""
 
-    kind: Literal["off", "local", "openai", "llm"] = "off"
+    kind: Annotated[Literal["off", "local", "openai", "llm"], BeforeValidator(off_for_false)] = "off"
     """`local`: on this machine. `openai`: an endpoint of that API. `llm`: a guard model that is served here."""
     applies_to: list[Literal["input", "output"]] = Field(default=["input", "output"], min_length=1)
     """What is asked, what is answered, or both."""
@@ -65,7 +65,7 @@ class Moderation(Settings):
     """For `openai`: where the endpoint is; its key is OPENAI_API_KEY."""
     model: str | None = None
     """For `openai`: which moderator. For `llm`: the name of the served model that judges."""
-    thresholds: dict[str, float] = Field(default={})
+    thresholds: dict[str, Threshold] = Field(default={})
     """Scores, 0 to 1, from which on a category counts; others count as the moderator says."""
     allowed: list[str] = Field(default=[])
     """Categories that never count."""
@@ -87,7 +87,8 @@ class Moderation(Settings):
     @property
     def moderator(self) -> ModerationSettings:
         """Who is asked, as data preparation has it; not for `llm`."""
-        fields = {"kind": self.kind, "patterns": self.patterns, "base_url": self.base_url}
+        fields: dict[str, Any] = {"kind": self.kind, "patterns": self.patterns, "base_url": self.base_url}
+        fields |= {"thresholds": self.thresholds, "allowed": self.allowed}
         return ModerationSettings.model_validate(fields | ({"model": self.model} if self.model else {}))
 
 

@@ -95,12 +95,13 @@ def test_patterns_flag_with_their_category(tmp_path: Path) -> None:
         ("[", "patterns.yaml"),
         ("[]", "expected a mapping of categories"),
         ("insult: bad", "insult: expected a list"),
-        ("insult: ['(']", "insult: not a regular expression"),
+        ("insult: ['x*']", "'x*' matches the empty text, and so every text"),
+        ("insult: ['(']", "insult: '(' is not a regular expression"),
     ],
 )
 def test_wrong_patterns_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "patterns.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         build_moderator(ModerationSettings(kind="local", patterns=str(tmp_path / "patterns.yaml")))
     assert "\n" not in str(caught.value)
 
@@ -176,3 +177,46 @@ def test_scores_are_told(endpoint: Endpoint) -> None:
     body = {"results": [{"flagged": False, "categories": {"hate": False}, "category_scores": {"hate": 0.25}}]}
     endpoint.answers = [(200, {}, json.dumps(body))]
     assert OpenAiModerator(endpoint.url, "m", "k").judge(["text"]) == [Judgement({"hate": 0.25})]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{"flagged": "false"}, {"flagged": None}, {"flagged": False, "category_scores": {"hate": float("nan")}}, {}],
+)
+def test_nonsense_is_no_verdict(endpoint: Endpoint, result: dict[str, Any]) -> None:
+    endpoint.answers = [(200, {}, json.dumps({"results": [result]}))]
+    with pytest.raises(DataError, match="gave no verdict"):
+        OpenAiModerator(endpoint.url, "m", "k").judge(["x"])
+
+
+def test_a_chat_counts_by_its_threshold() -> None:
+    class Unsure:
+        assessed = ("hate",)
+
+        def judge(self, texts: list[str]) -> list[Judgement]:
+            return [Judgement({"hate": 0.7}, frozenset({"hate"})) for _ in texts]
+
+    def flags(**settings: Any) -> list[str | None]:
+        return flag_chats(Unsure(), CHATS[:1], ModerationSettings(**settings))  # type: ignore[arg-type]
+
+    assert flags() == ["hate"]
+    assert flags(thresholds={"hate": 0.9}) == [None]
+    assert flags(thresholds={"hate": 0.6}) == ["hate"]
+    assert flags(allowed=["hate"]) == [None]
+
+
+def test_each_pattern_stands_by_itself() -> None:
+    moderator = PatternModerator({"x": [r"(bad)\1", r"(?i)(x)\1"]})
+    assert [bool(one.flagged) for one in moderator.judge(["badbad", "XX", "badx", "bad"])] == [True, True, False, False]
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
+    with pytest.raises(moderation.ModerationError, match=r"takes longer than 0\.1 s on a text"):
+        PatternModerator({"x": [r"(a|aa|a?)+$"]}, timeout_s=0.1).judge(["a" * 40 + "b"])
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://x", "http://[::1"])
+def test_an_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with pytest.raises(ConfigError, match=r"data\.moderation\.base_url: .* is not valid"):
+        build_moderator(ModerationSettings(kind="openai", base_url=url))

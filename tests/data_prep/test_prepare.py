@@ -1,6 +1,5 @@
 """Every record of a group is in a row or a counted drop."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -208,7 +207,7 @@ def test_flagged_chats_are_left_out() -> None:
         Item(position, {"id": name, "conversations": [{"from": "human", "value": f"question {name}"}, ROUND[1]]})
         for position, name in enumerate("abc")
     ]
-    moderator = PatternModerator({"hate": re.compile("question b")})
+    moderator = PatternModerator({"hate": ["question b"]})
     result = Preparation(config(), encoders_of(TOKENIZER), moderator).prepare(Chunk(1, "x", items))
     assert kept(result) == ["a", "c"]
     assert [(reject.id, reject.reason, reject.detail) for reject in result.rejects] == [("b", "moderation", "hate")]

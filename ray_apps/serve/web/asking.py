@@ -185,6 +185,8 @@ def in_words(failure: Failure) -> str:
             return "This message is too long for the model."
         case _, "content_filter":
             return failure.message.replace("The request was refused", "Refused")
+        case _, "moderation_unavailable":
+            return "Nothing can be answered now, for it cannot be moderated. Try again later."
         case ((429 | 503), _) if failure.retry_after_s:
             return f"Busy: try again in {failure.retry_after_s} s."
         case ((429 | 503), _):

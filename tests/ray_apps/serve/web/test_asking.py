@@ -77,7 +77,7 @@ async def test_errors_are_words() -> None:
         await said(asking(), "x", model="other")
     with pytest.raises(AskError, match="could not be generated"):
         await said(asking(FakeEngine(fail_after=2)), "hello")
-    judge = ThreadedJudge(PatternModerator({"hate": re.compile("bad")}))
+    judge = ThreadedJudge(PatternModerator({"hate": ["bad"]}))
     with pytest.raises(AskError, match=r"Refused by moderation: hate\."):
         await said(asking(judge=judge), "bad")
     assert in_words(overloaded().failure) == "Busy: try again in 1 s."
