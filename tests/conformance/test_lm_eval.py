@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Programs, Served
+from ray_apps.evaluate.harness import run_benchmarks
+from ray_apps.evaluate.records import Evaluation as Kept
+from tests.conformance.conftest import KEY, Programs, Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TASKS = Path(__file__).parent / "tasks"
@@ -96,3 +98,16 @@ def test_greedy_answers_are_the_same(own: Evaluation, ours: Evaluation) -> None:
     mine, others = ([sample["filtered_resps"][0] for sample in found.samples["ours_answer"]] for found in (ours, own))
     assert mine == [answer.replace("\N{REPLACEMENT CHARACTER}", "") for answer in others]
     assert any(answer.startswith(" ") for answer in mine)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_our_command_gives_the_same(
+    own: Evaluation, served: Served, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    made = run_benchmarks(
+        Kept(tmp_path), "tiny", ["ours_choice"], url=served.url, tokenizer=str(served.directory), include=tasks
+    )
+    scores = {score.metric: score.value for score in made.scores}
+    assert scores["acc"] == own.scores["ours_choice"]["acc,none"]
+    assert {score.num_samples for score in made.scores} == {8}
