@@ -161,7 +161,7 @@ class _Judge:
                     messages,
                     temperature=self._judging.temperature,
                     max_tokens=self._judging.max_tokens,
-                    **self._prompt.fields(form),
+                    **self._prompt.fields(form, self._judging.max_tokens),
                 )
             except RefusedError:
                 if not self._forms.give_up(form):

@@ -19,8 +19,9 @@ Form = Literal["schema", "loose_schema", "text"]
 FORMS: tuple[Form, ...] = ("schema", "loose_schema", "text")
 """How a verdict is asked for: by a JSON schema, by one without lengths, which not everyone knows, or in words alone."""
 PROMPTS = Path(__file__).parent / "prompts"
-EXPLANATION = 1200
-"""Characters of reasons at most, so that a small judge comes to its verdict."""
+EXPLANATION, SHORTEST, AROUND = 1200, 40, 60
+"""Characters of reasons at most and at least, and tokens of what stands around them: a small judge, too, is to come to
+its verdict."""
 
 
 class NotInFormError(Exception):
@@ -66,13 +67,13 @@ class Prompt:
         """What is said where there was no verdict in form."""
         return {"role": "user", "content": self._file.again.replace("{form}", self._form(form))}
 
-    def fields(self, form: Form) -> dict[str, Any]:
-        """What the endpoint is to see to."""
+    def fields(self, form: Form, max_tokens: int) -> dict[str, Any]:
+        """What the endpoint is to see to; reasons leave room for the verdict in an answer of `max_tokens`."""
         if form == "text":
             return {}
         explanation: dict[str, Any] = {"type": "string"}
         if form == "schema":
-            explanation["maxLength"] = EXPLANATION
+            explanation["maxLength"] = max(SHORTEST, min(EXPLANATION, max_tokens - AROUND))
         verdict = {"type": "string", "enum": ["A", "B", "tie"]} if self.kind == "pair" else {"enum": [*range(1, 11)]}
         last = "verdict" if self.kind == "pair" else "score"
         schema = {

@@ -83,7 +83,9 @@ class Ingress:
             return api
         from ray_apps.serve.web.mounting import WithPage, mount_page
 
-        page = mount_page(self._models, self._args.page, self._keys, self._rates, self._journal)
+        guard = self._args.moderation.model if self._args.moderation.kind == "llm" else None
+        talkers = [model for model in self._models if model.name != guard]
+        page = mount_page(talkers, self._args.page, self._keys, self._rates, self._journal)
         return WithPage(api, page, self._keys, allow_open=self._args.security.allow_open)
 
 

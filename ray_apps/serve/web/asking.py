@@ -75,8 +75,15 @@ class Asking:
         num_turns = sum(message["role"] == "user" for message in messages)
         if num_turns > self._page.max_turns:
             raise AskError(f"This chat has had its {self._page.max_turns} questions; begin a new one.")
-        if (length := len(messages[-1]["content"])) > self._page.max_characters:
-            raise AskError(f"This message has {length:,} characters; at most {self._page.max_characters:,} are taken.")
+        self.check_lengths(messages)
+
+    def check_lengths(self, messages: Messages) -> None:
+        """Return if nothing that a person has written is longer than this page takes. Raises as `check`."""
+        names = {"user": "This message", "system": "The system prompt"}
+        for message in messages:
+            length, name = len(message["content"]), names.get(message["role"])
+            if name and length > self._page.max_characters:
+                raise AskError(f"{name} has {length:,} characters; at most {self._page.max_characters:,} are taken.")
 
     async def reply(
         self, model: str, messages: Messages, sampling: Sampling, visitor: Visitor | None = None

@@ -1,22 +1,38 @@
-"""What a model says, as Markdown that shows it and does nothing else."""
+"""What is said in a chat, as Markdown that shows it and does nothing else."""
 
 import re
 
-_CODE = re.compile(r"(^ {0,3}(```+|~~~+).*?(?:^ {0,3}\2|\Z)|(`+)(?!`).+?(?<!`)\3(?!`))", re.DOTALL | re.MULTILINE)
+from markdown_it import MarkdownIt
+
+_PARSER = MarkdownIt("commonmark", {"html": False})
+_NOTHING = "\N{ZERO WIDTH SPACE}"
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+_IMAGE = re.compile(r"!(?=\[)")
 
 
 def harmless(text: str) -> str:
     """`text` with HTML shown instead of taken for such, and images as links: nothing is fetched from anywhere.
 
-    Blocks and spans of code stay as they are; Markdown shows them as they are written.
+    Signs that would begin a tag, an entity or an image are followed by a space of no width. Fenced blocks of code stay
+    as they are, so that they can be copied; Markdown shows them so. `plain` undoes it.
     """
-    return "".join(_escaped(piece) if number % 4 == 0 else piece for number, piece in _pieces(text))
+    lines = text.split("\n")
+    fenced = {
+        number
+        for token in _PARSER.parse(text)
+        if token.type == "fence" and token.map
+        for number in range(token.map[0] + 1, token.map[1])
+    }
+    return "\n".join(line if number in fenced else _shown(line) for number, line in enumerate(lines))
 
 
-def _pieces(text: str) -> list[tuple[int, str]]:
-    """Text at places 0, 4, 8 …, code at 1, 5, 9 …; what the groups within code match is left out."""
-    return [(number, piece) for number, piece in enumerate(_CODE.split(text)) if piece and number % 4 in (0, 1)]
+def plain(shown: str) -> str:
+    """The text of which `shown` is the harmless form."""
+    return re.sub(f"(?<=[<&!]){_NOTHING}", "", shown)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "\\![")
+def _shown(line: str) -> str:
+    for sign in (_TAG, _ENTITY, _IMAGE):
+        line = sign.sub(lambda found: found[0] + _NOTHING, line)
+    return line

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_apps.serve.auth import ApiKeys, is_loopback
 from ray_apps.serve.errors import error_response, unauthorized
@@ -19,6 +20,10 @@ from ray_apps.votes import VoteFile
 
 API = ("/v1/", "/health", "/tokenize", "/detokenize", "/openapi.json")
 """How paths of the API begin; all others are the page's."""
+CONFINED = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; form-action 'self'; frame-src 'none'; "
+    "object-src 'none'; base-uri 'self'"
+)
 HOW_TO_ENTER = "The password is an API key. Choose any name that nobody has taken with another key."
 
 
@@ -42,10 +47,21 @@ class WithPage:
         if path.startswith(API):
             await self._api(scope, receive, send)
         elif self._is_open or is_loopback((scope.get("client") or ("",))[0]):
-            await self._page(scope, receive, send)
+            await self._page(scope, receive, _confined(send))
         else:
             refused = unauthorized("No API key is configured here, so only the machine itself may ask.")
             await error_response(refused.failure)(scope, receive, send)
+
+
+def _confined(send: Send) -> Send:
+    """Has the browser fetch nothing from anywhere else, whatever stands on the page."""
+
+    async def send_confined(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Content-Security-Policy"] = CONFINED
+        await send(message)
+
+    return send_confined
 
 
 class Doorkeeper:

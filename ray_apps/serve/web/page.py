@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio looks
@@ -23,6 +24,8 @@ MATHS: list[dict[str, str | bool]] = [
 ]
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """What the page does is no API; there is one beside it."""
+NARROW = 70
+"""Pixels of a button at least: four stand side by side on a phone."""
 CHOICES = {"◀ A is better": "a", "B is better ▶": "b", "Tie": "tie", "Both are bad": "both_bad"}
 
 
@@ -48,6 +51,7 @@ def _build_room(room: Room, names: Sequence[str], has_votes: bool, key_name_of: 
     pickers, chats = _build_lanes(room, names, has_votes)
     field = gr.Textbox(
         placeholder="Say something; Enter sends, Shift+Enter begins a line",
+        label="Message",
         show_label=False,
         submit_btn="Send",
         stop_btn=False,
@@ -58,10 +62,11 @@ def _build_room(room: Room, names: Sequence[str], has_votes: bool, key_name_of: 
     )
     note = gr.Markdown(elem_id=f"{room.mode}-note", sanitize_html=True)
     with gr.Row():
-        stop, again, undo, clear = (gr.Button(name, size="sm") for name in ("Stop", "Regenerate", "Undo", "New chat"))
+        names_of = ("Stop", "Regenerate", "Undo", "New chat")
+        stop, again, undo, clear = (gr.Button(name, size="sm", min_width=NARROW) for name in names_of)
     if has_votes and room.num_lanes == 2:
         with gr.Row():
-            ballots = {verdict: gr.Button(name, size="sm") for name, verdict in CHOICES.items()}
+            ballots = {verdict: gr.Button(name, size="sm", min_width=NARROW) for name, verdict in CHOICES.items()}
     else:
         ballots = {}
     with gr.Accordion("System prompt and sampling", open=False):
@@ -76,19 +81,22 @@ def _build_room(room: Room, names: Sequence[str], has_votes: bool, key_name_of: 
         field.submit(_known(room.send, key_name_of), [visit, field, *settings], shown, **PRIVATE),
         again.click(regenerate, [visit, *settings], shown, **PRIVATE),
         *(chat.retry(regenerate, [visit, *settings], shown, **PRIVATE) for chat in chats),
-        *(chat.edit(_editing(room, key_name_of), [visit, *settings], shown, **PRIVATE) for chat in chats),
+        *(
+            chat.edit(_editing(room, key_name_of, number), [visit, *settings], shown, **PRIVATE)
+            for number, chat in enumerate(chats)
+        ),
     ]
-    stop.click(None, cancels=answering, **PRIVATE)
-    undo.click(room.undo, [visit], shown, **PRIVATE)
+    stop.click(None, cancels=answering, **PRIVATE).then(room.stopped, [visit], shown, **PRIVATE)
+    undo.click(room.undo, [visit], shown, cancels=answering, **PRIVATE)
     for emptied in (clear.click, *(chat.clear for chat in chats)):
-        emptied(room.clear, [visit], shown, **PRIVATE)
+        emptied(room.clear, [visit], shown, cancels=answering, **PRIVATE)
     for verdict, button in ballots.items():
         button.click(_voting(room, verdict), [visit], shown, **PRIVATE)
     if has_votes:
         for number, chat in enumerate(chats):
             chat.like(_rating(room, number), [visit], [note], **PRIVATE)
     if room.mode == "chat":
-        _build_files(room, visit, pickers, shown)
+        _build_files(room, visit, pickers, [*shown, system, *pickers], answering)
 
 
 def _build_lanes(room: Room, names: Sequence[str], has_votes: bool) -> tuple[list[gr.Dropdown], list[gr.Chatbot]]:
@@ -117,12 +125,17 @@ def _build_lanes(room: Room, names: Sequence[str], has_votes: bool) -> tuple[lis
     return pickers, chats
 
 
-def _build_files(room: Room, visit: gr.State, pickers: list[gr.Dropdown], shown: list[Any]) -> None:
+def _build_files(
+    room: Room, visit: gr.State, pickers: list[gr.Dropdown], shown: list[Any], answering: list[dict[str, Any]]
+) -> None:
     with gr.Row():
-        export = gr.DownloadButton("Export", size="sm")
-        load = gr.UploadButton("Import", size="sm", file_types=[".json"], file_count="single")
-    export.click(room.export, [visit], [export], **PRIVATE)
-    load.upload(room.load, [visit, load, *pickers], shown, **PRIVATE)
+        export = gr.Button("Export", size="sm", min_width=NARROW)
+        load = gr.UploadButton("Import", size="sm", file_types=[".json"], file_count="single", min_width=NARROW)
+    # The file is made when it is asked for, and then fetched by a button that nobody sees.
+    fetch = gr.DownloadButton("Download", visible="hidden", elem_id="chat-download")
+    made = export.click(room.export, [visit], [fetch], **PRIVATE)
+    made.then(None, js="() => document.querySelector('#chat-download')?.click()", **PRIVATE)
+    load.upload(room.load, [visit, load, *pickers], shown, cancels=answering, **PRIVATE)
 
 
 def _voting(room: Room, verdict: str) -> Callable[[Visit], list[Any]]:
@@ -144,8 +157,8 @@ def _known(ask: Ask, key_name_of: KeyNameOf) -> Ask:
     return asked
 
 
-def _editing(room: Room, key_name_of: KeyNameOf) -> Ask:
-    ask = _known(room.edit, key_name_of)
+def _editing(room: Room, key_name_of: KeyNameOf, lane: int) -> Ask:
+    ask = _known(partial(room.edit, lane=lane), key_name_of)
 
     async def edit(
         visit: Visit, data: gr.EditData, request: gr.Request, *settings: Any
@@ -160,6 +173,7 @@ def _editing(room: Room, key_name_of: KeyNameOf) -> Ask:
 
 def _rating(room: Room, lane: int) -> Callable[..., str]:
     def rate(visit: Visit, data: gr.LikeData) -> str:
-        return room.rate(visit, data.liked, lane)
+        place = data.index if isinstance(data.index, int) else data.index[0]
+        return room.rate(visit, data.liked, lane, place)
 
     return rate
