@@ -55,6 +55,8 @@ def hold(evaluation: Evaluation, config: EvalConfig, url: str) -> list[Path]:
     total = len(list(planned(evaluation, judging)))
     judged = shown("judge", total, lambda on_done: judge_answers(evaluation, name, judge, judging, on_done))
     note = None if config.judge.url else SMOKE_TEST
+    if not evaluation.verdicts():
+        demand(answered, judged)
     paths = write_all(evaluation, BASE, note=note, seed=config.seed)
     demand(answered, judged)
     return paths

@@ -17,7 +17,7 @@ from ray_apps.evaluate.questions import Question, said
 Kind = Literal["pair", "single"]
 Form = Literal["schema", "loose_schema", "text"]
 FORMS: tuple[Form, ...] = ("schema", "loose_schema", "text")
-"""How a verdict is asked for: by a JSON schema, by one without lengths, which not everyone knows, or in words alone."""
+"""How a verdict is asked for: by a JSON schema, by one without what not everyone knows, or in words alone."""
 PROMPTS = Path(__file__).parent / "prompts"
 EXPLANATION, SHORTEST, AROUND = 1200, 40, 60
 """Characters of reasons at most and at least, and tokens of what stands around them: a small judge, too, is to come to
@@ -76,12 +76,14 @@ class Prompt:
             explanation["maxLength"] = max(SHORTEST, min(EXPLANATION, max_tokens - AROUND))
         verdict = {"type": "string", "enum": ["A", "B", "tie"]} if self.kind == "pair" else {"enum": [*range(1, 11)]}
         last = "verdict" if self.kind == "pair" else "score"
-        schema = {
+        schema: dict[str, Any] = {
             "type": "object",
             "properties": {"explanation": explanation, last: verdict},
             "required": ["explanation", last],
             "additionalProperties": False,
         }
+        if form == "schema":
+            schema["x-guidance"] = {"whitespace_flexible": False}  # small models write spaces for ever
         wrapped = {"name": last, "strict": True, "schema": schema}
         return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
 

@@ -21,7 +21,7 @@ def test_base_and_tuned_answer_and_are_judged(tmp_path: Path) -> None:
     asked = [{"question_id": f"q{number}", "category": "generic", "text": "Who are you?"} for number in range(2)]
     questions.write_text("\n".join(map(json.dumps, asked)))
     recipe = tmp_path / "recipe.yaml"
-    places = {"model": str(base), "output": str(tuned), "dataset": "unused", "run_dir": "unused"}
+    places = {"model": str(base), "output": str(tuned), "dataset": "no-dataset", "run_dir": "no-run"}
     judge = {"max_tokens": 1600, "repeats": 1}
     settings = {"output": str(tmp_path / "eval"), "questions": str(questions), "max_tokens": 12, "judge": judge}
     recipe.write_text(json.dumps({"train": places, "eval": settings}))
