@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ray_apps.evaluate.figures import BOOTSTRAP, Bootstrap, Estimate, Floats, ratio, share
+from ray_apps.evaluate.bootstrap import BOOTSTRAP, Bootstrap, Estimate, Floats, ratio, share
 
 TIE = "tie"
 Item = TypeVar("Item", bound=Hashable)

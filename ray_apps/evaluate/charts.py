@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ray_apps.evaluate.figures import Estimate, PairFigures
+from ray_apps.evaluate.bootstrap import Estimate
+from ray_apps.evaluate.figures import PairFigures
 from ray_apps.evaluate.ratings import Rating
 
 COLOURS = ("#3b6fb6", "#d1702b", "#3f9d63", "#a4549e", "#8a7a2f", "#c4465a")

@@ -10,9 +10,9 @@ from typing import Any
 from data_prep.errors import ConfigError, EvalError
 from ray_apps.console import stage
 from ray_apps.evaluate.answers import Asking, Summary, ask_models
+from ray_apps.evaluate.bootstrap import Bootstrap
 from ray_apps.evaluate.client import Target
 from ray_apps.evaluate.config import EvalConfig
-from ray_apps.evaluate.figures import Bootstrap
 from ray_apps.evaluate.harness import read_benchmarks
 from ray_apps.evaluate.judge import Judging, judge_answers, planned
 from ray_apps.evaluate.questions import load_questions

@@ -1,95 +1,20 @@
-"""What verdicts and scores come to: win rates, relative scores, and what a judge leans to, with bounds.
+"""What verdicts and scores come to: win rates and relative scores, with bounds.
 
 Knows plain verdicts and numbers of one judge, neither files nor endpoints. Lists of figures are empty where there is
 nothing to count; a single figure that would rest on nothing is a ValueError. No figure is NaN: None has no value.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
+from ray_apps.evaluate.bootstrap import BOOTSTRAP, Bootstrap, Estimate, Floats, ratio, share
 from ray_apps.evaluate.records import Outcome
 
-Floats = npt.NDArray[np.float64]
 SIGN: dict[Outcome, int] = {"a": 1, "tie": 0, "b": -1}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its bounds: `low` <= `value` <= `high`."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Percentile bootstrap (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979).
-
-    Units such as questions are drawn whole, so that what hangs together stays together. The same data and seed have
-    the same bounds, in whatever order they come. Units that are all alike have bounds of no width.
-    """
-
-    num_resamples: int = 1000
-    level: float = 0.95
-    """How often the bounds should hold the true value."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_resamples < 1:
-            raise ValueError(f"num_resamples: {self.num_resamples} is not positive")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level: {self.level} is not between 0 and 1")
-
-    def generator(self) -> np.random.Generator:
-        """A fresh source of chance."""
-        return np.random.default_rng(self.seed)
-
-    def draws(self, counts: Floats) -> Floats:
-        """How often each kind of unit is drawn, (num_resamples, kinds), where it occurs `counts` times, (kinds,)."""
-        num_units = int(counts.sum())
-        drawn = self.generator().multinomial(num_units, counts / num_units, self.num_resamples)
-        return np.asarray(drawn, np.float64)
-
-    def estimate(self, rows: Floats, statistic: Callable[[Floats], Floats]) -> Estimate | None:
-        """`statistic` of the sums over all units of `rows`, (units, k).
-
-        `statistic` maps sums (..., k) to (...), and to NaN where it is not defined: such resamples are left out. None
-        if it is not defined for the units themselves.
-        """
-        value = float(statistic(rows.sum(axis=0)))
-        if math.isnan(value):
-            return None
-        kinds, counts = np.unique(rows, axis=0, return_counts=True)
-        return self.around(value, statistic(self.draws(counts.astype(np.float64)) @ kinds))
-
-    def around(self, value: float, samples: Floats) -> Estimate:
-        """`value` with bounds from what it was in the resamples, widened to hold it where these lean to one side."""
-        defined = samples[~np.isnan(samples)]
-        if not len(defined):
-            return Estimate(value, value, value)
-        low, high = np.quantile(defined, [(1 - self.level) / 2, (1 + self.level) / 2])
-        return Estimate(value, min(value, float(low)), max(value, float(high)))
-
-
-BOOTSTRAP = Bootstrap()
-
-
-def ratio(top: Floats, bottom: Floats) -> Floats:
-    """The quotients, NaN where `bottom` is 0. Both are of one shape."""
-    quotients = np.full(np.shape(bottom), np.nan)
-    np.divide(top, bottom, out=quotients, where=np.asarray(bottom) != 0)
-    return quotients
-
-
-def share(*columns: int) -> Callable[[Floats], Floats]:
-    """A statistic: what these columns are of all."""
-    return lambda sums: ratio(sums[..., list(columns)].sum(axis=-1), sums.sum(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -182,7 +107,7 @@ def _by_category(found: Sequence[Comparison], bootstrap: Bootstrap) -> Iterator[
 
 
 def _pair(found: Sequence[Comparison], category: str | None, bootstrap: Bootstrap) -> PairFigures:
-    rows = _by_question(
+    rows = by_question(
         (one.question_id, [one.outcome == outcome for outcome in SIGN]) for one in found if one.outcome is not None
     )
     wins, ties, losses = (int(count) for count in rows.sum(axis=0)) if len(rows) else (0, 0, 0)
@@ -204,8 +129,8 @@ def _sign_p(rows: Floats) -> float:
     return sign_test(int((lead > 0).sum()), int((lead < 0).sum()))
 
 
-def _by_question(values: Iterable[tuple[str, Sequence[float]]]) -> Floats:
-    """Sums by question, (questions, k)."""
+def by_question(values: Iterable[tuple[str, Sequence[float]]]) -> Floats:
+    """Sums of rows, (k,), by question: (questions, k)."""
     sums: dict[str, Floats] = {}
     for question_id, row in values:
         sums[question_id] = sums.get(question_id, 0) + np.asarray(row, np.float64)
@@ -316,84 +241,3 @@ def relative_score(
     total, baseline_total = rows.sum(axis=0)
     num_left_out = len(ours.keys() ^ theirs.keys())
     return RelativeScore(model, baseline, float(total), float(baseline_total), estimate, len(common), num_left_out)
-
-
-@dataclass(frozen=True)
-class PositionBias:
-    """Of comparisons judged in both orders: where the judge says the same, and whom it favours where it does not.
-
-    The three shares come to 1. `first`, `second`: the place that gains, be it from a tie. `num_left_out`: comparisons
-    that lack a verdict.
-    """
-
-    consistent: Estimate
-    first: Estimate
-    second: Estimate
-    num_comparisons: int
-    num_left_out: int
-
-
-def position_bias(comparisons: Sequence[Comparison], bootstrap: Bootstrap = BOOTSTRAP) -> PositionBias:
-    """How far verdicts follow the place, as in table 2 of Zheng et al. (2023); the units are questions.
-
-    Raises:
-        ValueError: nothing was judged in both orders.
-    """
-    gains = [
-        (one.question_id, SIGN[one.a_first] - SIGN[one.b_first])
-        for one in comparisons
-        if one.a_first is not None and one.b_first is not None
-    ]
-    if not gains:
-        raise ValueError("no comparison was judged in both orders")
-    rows = _by_question((question_id, [gain == 0, gain > 0, gain < 0]) for question_id, gain in gains)
-    consistent, first, second = (bootstrap.estimate(rows, share(column)) for column in range(3))
-    assert consistent is not None
-    assert first is not None
-    assert second is not None
-    return PositionBias(consistent, first, second, len(gains), len(comparisons) - len(gains))
-
-
-@dataclass(frozen=True)
-class LengthBias:
-    """How length and outcome go together; not bias by itself, for a longer answer may well be better.
-
-    `longer_wins`: of `num_decided` comparisons that were won, by an answer that was not just as long as the other, the
-    share that the longer one won; None if there are none. `kendall_tau`: tau-b (Kendall, 1945) of the difference in
-    length and the outcome, a tie lying between; None if one of them never varies. `num_left_out`: comparisons that lack
-    a verdict or a length.
-    """
-
-    longer_wins: Estimate | None
-    kendall_tau: float | None
-    num_decided: int
-    num_comparisons: int
-    num_left_out: int
-
-
-def length_bias(comparisons: Sequence[Comparison], bootstrap: Bootstrap = BOOTSTRAP) -> LengthBias:
-    """How far outcomes follow length. Which of two is called a makes no difference; the units are questions.
-
-    Raises:
-        ValueError: there is no comparison with an outcome and lengths.
-    """
-    found = [
-        (one.question_id, one.lengths[0] - one.lengths[1], SIGN[one.outcome])
-        for one in comparisons
-        if one.outcome is not None and one.lengths is not None
-    ]
-    if not found:
-        raise ValueError("no comparison has both an outcome and lengths")
-    decided = [(question_id, difference * sign) for question_id, difference, sign in found if difference * sign]
-    rows = _by_question((question_id, [lead > 0, lead < 0]) for question_id, lead in decided)
-    longer_wins = bootstrap.estimate(rows, share(0)) if decided else None
-    tau = _kendall_tau([difference for _, difference, _ in found], [sign for _, _, sign in found])
-    return LengthBias(longer_wins, tau, len(decided), len(found), len(comparisons) - len(found))
-
-
-def _kendall_tau(differences: Sequence[int], signs: Sequence[int]) -> float | None:
-    """Over all comparisons and their mirror images, so that nothing hangs on who is called a."""
-    if not any(differences) or not any(signs):
-        return None
-    mirrored = [[*values, *(-value for value in values)] for values in (differences, signs)]
-    return float(stats.kendalltau(*mirrored).statistic)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
-from ray_apps.evaluate.figures import BOOTSTRAP, Bootstrap, Floats
+from ray_apps.evaluate.bootstrap import BOOTSTRAP, Bootstrap, Floats
 
 Battle = tuple[str, str, float]
 SCALE = 400 / math.log(10)

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from data_prep.storage import write_text
 from ray_apps.evaluate import charts
-from ray_apps.evaluate.figures import Estimate, PairFigures, RelativeScore
+from ray_apps.evaluate.bootstrap import Estimate
+from ray_apps.evaluate.figures import PairFigures, RelativeScore
 from ray_apps.evaluate.harness import Benchmarks
 from ray_apps.evaluate.records import Evaluation
 from ray_apps.evaluate.results import Conduct, JudgeResults, Results

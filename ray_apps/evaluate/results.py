@@ -7,20 +7,16 @@ from pathlib import Path
 
 from data_prep.errors import EvalError
 from ray_apps.evaluate.agreement import Agreement, agreement
+from ray_apps.evaluate.bias import LengthBias, PositionBias, length_bias, position_bias
+from ray_apps.evaluate.bootstrap import BOOTSTRAP, Bootstrap
 from ray_apps.evaluate.figures import (
-    BOOTSTRAP,
-    Bootstrap,
     Comparison,
-    LengthBias,
     PairFigures,
-    PositionBias,
     RelativeScore,
     Score,
     ScoreFigures,
     battles,
-    length_bias,
     pair_figures,
-    position_bias,
     relative_score,
     score_figures,
 )

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from data_prep.errors import EvalError
 from ray_apps.console import console
-from ray_apps.evaluate.figures import Bootstrap, battles
+from ray_apps.evaluate.bootstrap import Bootstrap
+from ray_apps.evaluate.figures import battles
 from ray_apps.evaluate.ratings import Battle, Rating, bradley_terry, components, elo
 from ray_apps.evaluate.records import Evaluation
 from ray_apps.evaluate.results import compare

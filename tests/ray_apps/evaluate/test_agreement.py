@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_apps.evaluate.agreement import Agreement, agreement, fleiss_kappa
-from ray_apps.evaluate.figures import Bootstrap, Estimate
+from ray_apps.evaluate.bootstrap import Bootstrap, Estimate
 
 FEW = Bootstrap(num_resamples=50)
 JUDGE = st.dictionaries(st.integers(0, 15), st.sampled_from(("a", "b", "tie")))

@@ -8,19 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_apps.evaluate.bias import length_bias, position_bias
+from ray_apps.evaluate.bootstrap import Bootstrap, Estimate, share
 from ray_apps.evaluate.figures import (
-    Bootstrap,
     Comparison,
-    Estimate,
     PairFigures,
     Score,
     battles,
-    length_bias,
     pair_figures,
-    position_bias,
     relative_score,
     score_figures,
-    share,
     sign_test,
 )
 from ray_apps.evaluate.records import Outcome

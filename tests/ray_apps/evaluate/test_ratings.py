@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
-from ray_apps.evaluate.figures import Bootstrap
+from ray_apps.evaluate.bootstrap import Bootstrap
 from ray_apps.evaluate.ratings import SCALE, Battle, Rating, bradley_terry, components, elo, win_rates
 
 FEW = Bootstrap(num_resamples=20)
