@@ -91,7 +91,11 @@ class Transcript:
         """
         try:
             content = json.loads(path.read_text("utf-8"))
-            messages = _from_fastchat(content) if "roles" in content else _checked(content["messages"])
+            if not isinstance(content, dict):
+                raise TypeError("expected an object with messages")
+            messages = _checked(_from_fastchat(content) if "roles" in content else content["messages"])
+        except RecursionError:
+            raise ChatError(f"{path}: not a saved chat: it is nested too deeply") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ChatError(f"{path}: not a saved chat: {_reason(error)}") from None
         system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None

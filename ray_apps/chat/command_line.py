@@ -95,6 +95,7 @@ def _local(
         raise ConfigError("--load-8bit: cannot be set together with --load-4bit")
     if num_gpus > 1 or max_gpu_memory:
         _check_gpus(num_gpus)
+    _check_device(device)
     from ray_apps.chat.local import LocalModel
     from ray_apps.engine.native.build import build_native
     from ray_apps.engine.options import EngineOptions
@@ -107,6 +108,19 @@ def _local(
         max_num_seqs=1,
     )
     return LocalModel(build_native(model, options), model)
+
+
+def _check_device(device: str) -> None:
+    """Return if there is such a device.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import torch
+
+    is_there = {"cuda": torch.cuda.is_available(), "mps": bool(torch.backends.mps.is_available())}
+    if not is_there.get(device, True):
+        raise ConfigError(f"--device: {device!r} is not to be had here; valid: auto, cpu")
 
 
 def _check_gpus(wanted: int) -> None:

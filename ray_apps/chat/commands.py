@@ -21,7 +21,7 @@ COMMANDS = (
     Command("remove", "", "take the last question and its answer back"),
     Command("regenerate", "", "answer the last question once more", ("regen",)),
     Command("edit", "[TEXT]", "change the last question and ask again"),
-    Command("system", "[TEXT]", "show or set the system prompt"),
+    Command("system", "[TEXT]", "show or set the system prompt; `none` takes it away"),
     Command("save", "FILE", "write the chat as JSON"),
     Command("load", "FILE", "go on with a chat that was saved, here or by FastChat"),
     Command("stats", "", "tokens and times of the last answer"),
@@ -45,7 +45,7 @@ def parse(line: str) -> tuple[str, str] | None:
     word, argument = match[1].lower(), (match[2] or "").strip()
     command = next((command for command in COMMANDS if word in (command.name, *command.aliases)), None)
     if command is None:
-        raise UnknownCommandError(f"there is no command {line.split()[0]}; /help lists them")
+        raise UnknownCommandError(f"there is no command {line.split()[0]}; /help lists them, // begins a message")
     if command.argument and not command.argument.startswith("[") and not argument:
         raise UnknownCommandError(f"usage: /{command.name} {command.argument}")
     return command.name, argument

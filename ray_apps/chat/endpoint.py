@@ -25,6 +25,8 @@ class Endpoint:
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
         base = url.rstrip("/")
         self._url = base if base.endswith("/v1") else f"{base}/v1"
+        if key is not None and not key.isascii():
+            raise ChatError("OPENAI_API_KEY: a key has no such characters; expected ASCII")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT)
         names = self._models()

@@ -2,10 +2,13 @@
 
 import re
 
+from markdown_it import MarkdownIt
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
 
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
+_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,9}[.)])\s", re.MULTILINE)
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)(.*)$")
 
 
@@ -27,7 +30,7 @@ class LiveMarkdown:
         end = whole_blocks(self._text)
         if end:
             self._live.update(Group(), refresh=True)  # or what is drawn scrolls away below what is printed
-            self._console.print(Markdown(self._text[:end]))
+            self._console.print(_drawn(self._text[:end]))
             self._console.print()
             self._text = self._text[end:]
         self._live.update(self._tail())
@@ -37,27 +40,43 @@ class LiveMarkdown:
         self._live.update(Group(), refresh=True)
         self._live.stop()
         if self._text.strip():
-            self._console.print(Markdown(self._text))
+            self._console.print(_drawn(self._text))
         self._text = ""
 
     def _tail(self) -> RenderableType:
         lines = self._text.splitlines()
         shown = max(3, self._console.height - 4)
         if len(lines) <= shown:
-            return Markdown(self._text)
+            return _drawn(self._text)
         fence = open_fence("\n".join(lines[:-shown]))
-        return Markdown("\n".join([*([fence] if fence else []), *lines[-shown:]]))
+        return _drawn("\n".join([*([fence] if fence else []), *lines[-shown:]]))
+
+
+def _drawn(text: str) -> Markdown:
+    """As Markdown, in which HTML is text: otherwise it would not be shown."""
+    drawn = Markdown(text)
+    drawn.parsed = _PARSER.parse(text)
+    return drawn
 
 
 def whole_blocks(text: str) -> int:
-    """Where the last empty line outside of a block of code ends, in characters; 0 if there is none."""
-    end = at = 0
+    """Where the last empty line outside of a block of code ends, in characters; 0 if there is none.
+
+    What follows a list may go on with its last item: there it must be seen that it does not, by its first character.
+    """
+    end = at = after_list = 0
     fence: str | None = None
     for line in text.splitlines(keepends=True):
+        if fence is None and after_list and line.strip():
+            end = end if line[0].isspace() or _ITEM.match(line) else after_list
+            after_list = 0
         fence = _after(line, fence)
         at += len(line)
         if fence is None and not line.strip() and line.endswith("\n") and text[:at].strip():
-            end = at
+            if _ITEM.search(text[end:at]):
+                after_list = at
+            else:
+                end = at
     return end
 
 

@@ -35,7 +35,7 @@ class Session:
     def run(self, reader: Reader) -> None:
         """Talk until the person leaves."""
         self._style.begin(self._talker.name)
-        edited = ""
+        edited, replaces = "", False
         while True:
             line = reader.read(edited=edited)
             edited = ""
@@ -47,13 +47,19 @@ class Session:
                 name, argument = parse(line) or ("", line)
                 if name == "exit":
                     return
+                replaced, replaces = replaces, False
                 if name == "edit" and not argument:
                     edited = self._transcript.last_question or ""
-                    self._obey("remove" if edited else name, argument)
+                    replaces = bool(edited)
+                    self._style.notice("change it and send it" if edited else "nothing has been asked yet")
                 elif name:
                     self._obey(name, argument)
                 else:
-                    self._ask(line)
+                    if replaced:
+                        self._transcript.remove()
+                    self._ask(line.removeprefix("/") if line.startswith("//") else line)
+            except BrokenPipeError:  # nobody reads on
+                return
             except (ChatError, UnknownCommandError, OSError) as error:
                 self._fail(str(error))
 
@@ -67,20 +73,20 @@ class Session:
                 say("a new chat")
             case "remove":
                 say("taken back" if transcript.remove() else "there is nothing to take back")
-            case "regenerate" if transcript.remove_answer():
-                self._answer()
+            case "regenerate" if transcript.last_question is not None:
+                self._regenerate()
             case "edit" if argument and transcript.remove():
                 self._ask(argument)
             case "regenerate" | "edit":
                 say("nothing has been asked yet")
             case "system":
-                transcript.system = argument or transcript.system
+                transcript.system = None if argument == "none" else argument or transcript.system
                 say(f"system prompt: {transcript.system or 'none'}")
             case "save":
-                transcript.save(Path(argument).expanduser(), self._talker.name)
+                transcript.save(_path(argument, to_be_written=True), self._talker.name)
                 say(f"{argument}: {len(transcript.messages)} messages")
             case "load":
-                transcript.load(Path(argument).expanduser())
+                transcript.load(_path(argument))
                 say(f"{argument}: {len(transcript.messages)} messages")
             case "stats":
                 say(_told(self._stats))
@@ -89,14 +95,26 @@ class Session:
         self._transcript.ask(text)
         self._answer()
 
+    def _regenerate(self) -> None:
+        """Answer the last question once more; without another answer the one that was there stays."""
+        last = self._transcript.messages[-1]
+        self._transcript.remove_answer()
+        try:
+            self._answer()
+        finally:
+            if last["role"] == "assistant" and self._transcript.messages[-1]["role"] == "user":
+                self._transcript.answer(last["content"])
+
     def _answer(self) -> None:
         """Answer the last question; of a chat that is too long without its oldest turns."""
+        left_out = self._transcript.num_left_out
         while True:
             try:
                 self._reply()
                 return
             except TooLongError as error:
                 if not self._transcript.forget_oldest():
+                    self._transcript.num_left_out = left_out  # the chat is not what is too long
                     raise
                 self._style.notice(f"the oldest question and its answer are left out from here on: {error}")
 
@@ -104,7 +122,7 @@ class Session:
         pieces: list[str] = []
         ending: Ending | None = None
         started, first = time.monotonic(), None
-        is_open = False
+        is_open = is_stopped = False
         answer = self._talker.reply(self._transcript.sent, self._sampling)
         try:
             for piece in answer:
@@ -118,7 +136,7 @@ class Session:
                     pieces.append(piece)
                     self._style.piece(piece)
         except KeyboardInterrupt:
-            self._style.notice("stopped")
+            is_stopped = True
         finally:
             _close(answer)
             self._stats = _stats(started, first, time.monotonic(), ending)
@@ -126,6 +144,8 @@ class Session:
                 self._style.close_answer(ending, self._stats)
             if pieces or (ending is not None and ending.finish_reason != "content_filter"):
                 self._transcript.answer("".join(pieces))
+        if is_stopped:
+            self._style.notice("stopped")
         if ending is not None and ending.finish_reason == "content_filter":
             self._style.notice("the answer was stopped by moderation")
         elif ending is not None and ending.finish_reason == "length":
@@ -134,6 +154,24 @@ class Session:
     def _fail(self, text: str) -> None:
         self.has_failed = True
         self._style.error(text)
+
+
+def _path(text: str, *, to_be_written: bool = False) -> Path:
+    """The file that a person names.
+
+    Raises:
+        ChatError: there can be no such file.
+    """
+    try:
+        path = Path(text).expanduser()
+        is_directory = path.is_dir()
+    except (RuntimeError, ValueError) as error:
+        raise ChatError(f"{text!r}: {error}") from None
+    if "\0" in text:
+        raise ChatError(f"{text!r}: no name of a file has such characters")
+    if is_directory or (to_be_written and not path.name):
+        raise ChatError(f"{text}: is a directory; expected a file")
+    return path
 
 
 def _close(answer: Iterator[Any]) -> None:

@@ -1,6 +1,7 @@
 """How a chat looks: plain text, Markdown, or JSON lines for a program."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -11,6 +12,9 @@ from ray_apps.chat.markdown import LiveMarkdown
 from ray_apps.chat.talker import Ending
 
 StyleName = Literal["simple", "rich", "programmatic"]
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Style(Protocol):
@@ -35,6 +39,11 @@ class Style(Protocol):
         """Something went wrong."""
 
 
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: control characters but line ends and tabs."""
+    return _CONTROL.sub("", text)
+
+
 class SimpleStyle:
     """The answer as it comes. Notices and errors go to the other stream, so that answers can be piped."""
 
@@ -53,7 +62,7 @@ class SimpleStyle:
 
     def piece(self, text: str) -> None:
         """See `Style`."""
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)
 
     def close_answer(self, ending: Ending | None, stats: Mapping[str, Any]) -> None:
         """See `Style`."""
@@ -87,7 +96,7 @@ class RichStyle:
     def piece(self, text: str) -> None:
         """See `Style`."""
         if self._live is not None:
-            self._live.push(text)
+            self._live.push(printable(text))
 
     def close_answer(self, ending: Ending | None, stats: Mapping[str, Any]) -> None:
         """See `Style`."""

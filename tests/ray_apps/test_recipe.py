@@ -81,7 +81,7 @@ def test_the_whole_file_is_checked_whichever_section_is_used(tmp_path: Path) -> 
         "oversize_round, pack, sources, template, tokenizer",
         "train.epochs: '3' is not valid; expected a valid integer",
         "train.lora.rank: unknown field. Valid fields: alpha, dropout, export, r, target_modules",
-        "dta: unknown field; did you mean 'data'? Valid fields: data, spot, train",
+        "dta: unknown field; did you mean 'data'? Valid fields: data, eval, spot, train",
     ]
 
 

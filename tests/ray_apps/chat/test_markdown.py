@@ -24,6 +24,10 @@ TEXT = "# Title\n\none\ntwo\n\n```python\nx = 1\n\n\ny = '你好'\n```\n\n- a\n-
         ("```\na\n\n```\n\n", "```\na\n\n```\n\n"),
         ("````\n```\n\n````\n\nx", "````\n```\n\n````\n\n"),
         ("one\n\n```\ncode\n\n", "one\n\n"),
+        ("1. one:\n\n", ""),
+        ("1. one:\n\n    more", ""),
+        ("1. one:\n\n2. two", ""),
+        ("- one\n\nthen", "- one\n\n"),
     ],
 )
 def test_what_is_whole(text: str, whole: str) -> None:
@@ -58,3 +62,13 @@ def test_it_looks_as_if_it_had_come_at_once() -> None:
     file = io.StringIO()
     Console(file=file, width=60).print(Markdown(TEXT))
     assert printed(list(TEXT)).split() == file.getvalue().split()
+
+
+def test_html_is_text() -> None:
+    shown = printed(["Use <p>paragraph</p> or <br>.\n\n<details>secret</details>\n"])
+    assert "<p>paragraph</p> or <br>" in shown
+    assert "<details>secret</details>" in shown
+
+
+def test_a_list_item_is_not_cut_at_an_empty_line() -> None:
+    assert "**" not in printed(["1. Step one:\n\n", "    then **more** text\n\nend"])

@@ -5,8 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from data_prep.errors import ChatError
 from ray_apps.chat.session import Session
+from ray_apps.chat.styles import RichStyle, SimpleStyle
 from ray_apps.chat.talker import Ending, Sampling, TooLongError
 from ray_apps.engine.fake import FakeEngine
 from ray_apps.transcript import Message
@@ -135,7 +138,7 @@ def test_there_is_nothing_yet() -> None:
 
 def test_an_answer_that_is_stopped_keeps_what_was_said() -> None:
     shown, session, talker = talk("stop", "go on")
-    assert shown.events[1:4] == [("answer", "half"), ("notice", "stopped"), ("cut", "")]
+    assert shown.events[1:4] == [("answer", "half"), ("cut", ""), ("notice", "stopped")]
     assert contents(talker.asked[-1]) == ["stop", "half", "go on"]
     assert not session.has_failed
 
@@ -146,7 +149,7 @@ def test_errors_are_said_and_the_question_stays() -> None:
         "busy; try again in 3 s",
         "busy; try again in 3 s",
         "the connection was lost",
-        "there is no command /nonsense; /help lists them",
+        "there is no command /nonsense; /help lists them, // begins a message",
     ]
     assert contents(talker.asked[2]) == ["other"]
     assert contents(talker.asked[-1]) == ["other", "re: other", "break", "half", "and?"]
@@ -174,7 +177,7 @@ def test_a_chat_is_saved_and_gone_on_with(tmp_path: Path) -> None:
     )
     assert contents(talker.asked[-1]) == ["new", "one", "re: one", "two"]
     assert json.loads(path.read_text())["model"] == "echo"
-    assert "Is a directory" in shown.of("error")[0]
+    assert shown.of("error") == [f"{tmp_path}: is a directory; expected a file"]
 
 
 def test_the_last_answer_s_figures() -> None:
@@ -193,3 +196,59 @@ def test_a_model_of_this_machine() -> None:
     assert shown.of("answer") == ["你好", "x" * 30, "y" * 30]
     assert "left out from here on" in shown.of("notice")[0]
     assert "of 100 that the model reads" in shown.of("error")[0]
+
+
+def test_odd_paths_are_one_line_and_the_chat_goes_on(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    lines = ["/save .", "/save /", "/save ~nobody-here/x.json", "/save a\0b", f"/load {deep}", "/load ~nobody-here/x"]
+    shown, _, talker = talk("one", *lines, "two")
+    assert len(shown.of("error")) == len(lines)
+    assert contents(talker.asked[-1]) == ["one", "re: one", "two"]
+
+
+def test_an_edit_that_is_not_sent_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    talk("one", "/edit", f"/save {path}")
+    assert [message["content"] for message in json.loads(path.read_text())["messages"]] == ["one", "re: one"]
+    _, _, talker = talk("one", "/edit", "changed")
+    assert contents(talker.asked[-1]) == ["changed"]
+
+
+def test_a_failed_second_try_leaves_the_answer(tmp_path: Path) -> None:
+    class Once(Echo):
+        def reply(self, messages: Any, sampling: Any) -> Any:
+            if self.asked:
+                raise ChatError("busy")
+            return super().reply(messages, sampling)
+
+    path = tmp_path / "chat.json"
+    talk("one", "/regenerate", f"/save {path}", talker=Once())
+    assert [message["content"] for message in json.loads(path.read_text())["messages"]] == ["one", "re: one"]
+
+
+def test_a_message_that_is_too_long_does_not_cost_the_chat() -> None:
+    class Short(Echo):
+        def reply(self, messages: Any, sampling: Any) -> Any:
+            if messages[-1]["content"] == "huge":
+                raise TooLongError("too long")
+            return super().reply(messages, sampling)
+
+    _, _, talker = talk("a", "b", "huge", "small", talker=Short())
+    assert contents(talker.asked[-1]) == ["a", "re: a", "b", "re: b", "small"]
+
+
+def test_a_message_may_begin_with_a_slash_and_a_prompt_may_go() -> None:
+    shown, _, talker = talk("/system new", "/system none", "//etc what is it")
+    assert contents(talker.asked[-1]) == ["/etc what is it"]
+    assert shown.of("notice")[-1] == "system prompt: none"
+
+
+@pytest.mark.parametrize("kind", [SimpleStyle, RichStyle])
+def test_a_model_does_not_command_the_terminal(kind: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    style = kind(names_speakers=False) if kind is SimpleStyle else kind()
+    style.open_answer("m")
+    style.piece("a\x1b]0;pwned\x07\x1b[2Jb\tc\n")
+    style.close_answer(None, {})
+    assert "\x1b]0" not in (shown := capsys.readouterr().out)
+    assert "\x1b[2J" not in shown

@@ -7,6 +7,7 @@ from ray.serve.schema import ServeDeploySchema
 from data_prep.errors import ConfigError
 from ray_apps.serve.config import ServeArgs
 from ray_apps.serve.config_file import load_serve_file
+from ray_apps.serve.policy import Page
 
 OURS = Path(__file__).parents[3] / "serve_config.yaml"
 
@@ -25,13 +26,13 @@ def test_the_file_at_the_top_level_is_valid_for_serve_and_for_us() -> None:
     assert application.import_path == "ray_apps.serve.app:build_app"
     file = load_serve_file(OURS)
     assert file.application.args == ServeArgs.model_validate(application.args)
-    assert file.application.args == ServeArgs(num_replicas=1)
+    assert file.application.args == ServeArgs(num_replicas=1, page=Page(is_shown="auto"))
 
 
 def test_overrides_change_single_fields() -> None:
     overrides = ["args.model=/m", "args.max_model_len=128", "http_options.port=0"]
     file = load_serve_file(OURS, overrides)
-    assert file.application.args == ServeArgs(model="/m", max_model_len=128, num_replicas=1)
+    assert file.application.args == ServeArgs(model="/m", max_model_len=128, num_replicas=1, page=Page(is_shown="auto"))
     assert (file.http_options.host, file.http_options.port) == ("127.0.0.1", 0)
 
 

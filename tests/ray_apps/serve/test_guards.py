@@ -16,6 +16,7 @@ from ray_apps.serve.guards import guarded
 from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.metrics import RequestMetrics
 from ray_apps.serve.policy import Limits, Security
+from ray_apps.serve.request_log import Journal
 from ray_apps.serve.routing import ServedModel
 from tests.ray_apps.serve.test_metrics import Library
 
@@ -39,8 +40,7 @@ class Endpoint:
             KEYS,
             security or Security(),
             limits,
-            write_line=self.lines.append,
-            metrics=metrics,
+            journal=Journal(self.lines.append, metrics=metrics),
         )
 
     def client(self, **options: Any) -> httpx.AsyncClient:

@@ -21,6 +21,7 @@ from ray_apps.serve.metered import MeteredBackend
 from ray_apps.serve.policy import Limits, Security
 from ray_apps.serve.replica import Replica
 from ray_apps.serve.replicas import QueueLimits, ReplicaBackend, give_up
+from ray_apps.serve.request_log import Journal
 from ray_apps.serve.routing import ServedModel
 
 
@@ -89,7 +90,7 @@ def app(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> ASGIApp:
         ApiKeys(),
         Security(allow_open=True),
         limits,
-        write_line=lines.append,
+        journal=Journal(lines.append),
     )
 
 
