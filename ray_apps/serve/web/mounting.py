@@ -18,8 +18,9 @@ from ray_apps.serve.web.asking import Asking
 from ray_apps.serve.web.page import build_page
 from ray_apps.votes import VoteFile
 
-API = ("/v1/", "/health", "/tokenize", "/detokenize", "/openapi.json")
-"""How paths of the API begin; all others are the page's."""
+PATHS = {"/", "/login", "/login/", "/logout", "/config", "/config/", "/theme.css", "/favicon.ico", "/manifest.json"}
+FOLDERS = ("/gradio_api/", "/assets/", "/static/", "/svelte/", "/pwa_icon")
+"""What the page consists of; all other paths are the API's to answer or to refuse."""
 CONFINED = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; form-action 'self'; frame-src 'none'; "
     "object-src 'none'; base-uri 'self'"
@@ -44,7 +45,7 @@ class WithPage:
             await self._page(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path.startswith(API):
+        if path not in PATHS and not path.startswith(FOLDERS):
             await self._api(scope, receive, send)
         elif self._is_open or is_loopback((scope.get("client") or ("",))[0]):
             await self._page(scope, receive, _confined(send))
