@@ -1,5 +1,6 @@
 """The page as a person sees it: a real browser, a real server, models that say what they are told."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,3 +166,20 @@ def test_a_server_that_dies_is_said(tmp_path: Path) -> None:
         window.wait_for("0123456789", f"{ANSWER} .bot")
         own.process.kill()
         window.wait_for("Connection to the server was lost", seconds=30)
+
+
+def test_export_is_one_click(page: Browser, tmp_path: Path) -> None:
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    say(page, "AT&T, a < b & `<i>`")
+    page.wait_for("First token after", NOTE)
+    page.button("Export").click()
+    saved = tmp_path / "chat.json"
+    wait_until(saved.exists)
+    said = [message["content"] for message in json.loads(saved.read_text())["messages"]]
+    assert said == ["AT&T, a < b & `<i>`"] * 2
+
+
+def test_maths_with_signs_of_html(page: Browser) -> None:
+    say(page, "$$a<b$$")
+    page.wait_for("First token after", NOTE)
+    assert "a<b" in page.text(f"{ANSWER} .bot .katex").replace("\u200b", "").replace("\n", "")
