@@ -1,276 +1,165 @@
-"""The report: one page that needs nothing but a browser, the same figures as Markdown, and as CSV in long form."""
+"""`report.html`, `report.md` and `figures.csv`: what an evaluation comes to, for a browser, a text and a program.
 
-import csv
-import io
-import json
+The page needs nothing else: no network, no other file. What models and judges wrote is shown in it, never run.
+"""
+
+import base64
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
+from jinja2 import Environment, StrictUndefined
 
 from data_prep.storage import write_text
 from ray_apps.evaluate import charts
-from ray_apps.evaluate.bootstrap import Estimate
-from ray_apps.evaluate.figures import PairFigures, RelativeScore
+from ray_apps.evaluate.exhibits import exhibits
+from ray_apps.evaluate.figures import PairFigures
 from ray_apps.evaluate.harness import Benchmarks
+from ray_apps.evaluate.headlines import Headline, headlines
+from ray_apps.evaluate.long_form import figures_csv
 from ray_apps.evaluate.records import Evaluation
-from ray_apps.evaluate.results import Conduct, JudgeResults, Results
+from ray_apps.evaluate.results import JudgeResults, Results
+from ray_apps.evaluate.tables import (
+    Table,
+    agreement_table,
+    answers_table,
+    benchmark_table,
+    conduct_table,
+    judge_tables,
+    ranked,
+)
 
-TEMPLATE = Path(__file__).with_name("report.html")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head; the first column is words, the others are figures."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """What stands under one heading. `charts`: SVG."""
-
-    title: str
-    sentences: Sequence[str]
-    charts: Sequence[Markup]
-    tables: Sequence[Table]
+TEMPLATE = Path(__file__).parent / "report.html"
+BOUNDS = (
+    "In brackets stand the bounds of the 95 % interval, from a bootstrap over questions (for ratings over comparisons)."
+)
 
 
 def write_reports(
     evaluation: Evaluation, results: Results, benchmarks: Sequence[Benchmarks], *, note: str | None = None
 ) -> list[Path]:
-    """Write report.html, report.md and figures.csv beside what they tell of; `note`: what must be said first."""
-    sections = [*map(_judge_section, results.judges), *_further(results, benchmarks)]
-    title = f"{len(results.models)} models, {results.num_questions} questions"
-    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
+    """Write the three files in the evaluation's directory; where they are. `note`: stands above all else in them.
+
+    What there is nothing to tell of is left out.
+    """
+    directory = evaluation.directory
     texts = {
-        "report.html": page.render(title=title, note=note, sections=sections, data=_data(evaluation)),
-        "report.md": _markdown(title, note, sections),
-        "figures.csv": _csv(results, benchmarks),
+        "report.html": _page(evaluation, results, benchmarks, note),
+        "report.md": _markdown(evaluation, results, benchmarks, note),
+        "figures.csv": figures_csv(results, benchmarks),
     }
     for name, text in texts.items():
-        write_text(evaluation.directory / name, text)
-    return [evaluation.directory / name for name in texts]
+        write_text(directory / name, text)
+    return [directory / name for name in texts]
 
 
-def percent(one: Estimate | None) -> str:
-    """A share with its bounds."""
-    return "–" if one is None else f"{one.value:.1%} ({one.low:.0%} to {one.high:.0%})"
+def _title(evaluation: Evaluation) -> str:
+    return f"Evaluation {evaluation.directory.resolve().name}"
 
 
-def number(one: Estimate | None, digits: int = 2) -> str:
-    """A figure with its bounds."""
-    return "–" if one is None else f"{one.value:.{digits}f} ({one.low:.{digits}f} to {one.high:.{digits}f})"
+def _facts(evaluation: Evaluation, results: Results) -> list[tuple[str, str]]:
+    last = max((verdict.time for verdict in evaluation.verdicts()), default=None)
+    facts = {
+        "questions": str(results.num_questions),
+        "models": ", ".join(results.models),
+        "baseline": results.baseline,
+        "judge" if len(results.judges) == 1 else "judges": ", ".join(judge.judge for judge in results.judges),
+        "last verdict": f"{last:%Y-%m-%d %H:%M} UTC" if last else None,
+    }
+    return [(name, value) for name, value in facts.items() if value]
 
 
-def _judge_section(judge: JudgeResults) -> Section:
-    whole = [pair for pair in judge.pairs if pair.category is None]
-    return Section(
-        f"Judge: {judge.judge}",
-        [*map(_pair_sentence, whole), *map(_relative_sentence, judge.relative)],
-        [Markup(svg) for svg in _charts(judge, whole)],  # noqa: S704 - every text in them is escaped
-        [table for table in _tables(judge) if table.rows],
+def _overall(evaluation: Evaluation, results: Results, benchmarks: Sequence[Benchmarks]) -> dict[str, Table]:
+    """Tables that are of no one judge, by where they stand; without those that would be empty."""
+    made = {
+        "agreement": agreement_table(results),
+        "conduct": conduct_table(results),
+        "benchmarks": benchmark_table(benchmarks, results.baseline),
+        "answers": answers_table(evaluation.answers()),
+    }
+    return {name: table for name, table in made.items() if table.rows}
+
+
+def _page(evaluation: Evaluation, results: Results, benchmarks: Sequence[Benchmarks], note: str | None) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    environment.filters["digest"] = _digest
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        title=_title(evaluation),
+        facts=_facts(evaluation, results),
+        note=note,
+        headlines=headlines(results),
+        bounds=BOUNDS,
+        models=[(charts.mark(number), model) for number, model in enumerate(results.models)],
+        judges=[_section(judge, results) for judge in results.judges],
+        overall=_overall(evaluation, results, benchmarks),
+        data=exhibits(evaluation, results),
     )
+    return _printable(page)
 
 
-def _pair_sentence(pair: PairFigures) -> str:
-    total = pair.wins + pair.ties + pair.losses
-    left_out = f"; {pair.num_left_out} lack a verdict" if pair.num_left_out else ""
-    return (
-        f"{pair.a} against {pair.b}: better or equal in {percent(pair.better_or_equal)} of {total} comparisons, won "
-        f"{percent(pair.win_rate)}, adjusted win rate {percent(pair.adjusted)}, sign test p = {pair.sign_p:.3g}"
-        f"{left_out}."
-    )
+def _digest(script: str) -> str:
+    """By which the page's policy knows its own script from any other."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _relative_sentence(one: RelativeScore) -> str:
-    return (
-        f"{one.model} scores {percent(one.ratio)} of {one.baseline}: {one.total:g} against {one.baseline_total:g} "
-        f"points on {one.num_questions} questions."
-    )
+def _section(judge: JudgeResults, results: Results) -> dict[str, Any]:
+    """A judge's charts and tables."""
+    models = results.models
+    by_pair: dict[tuple[str, str], list[PairFigures]] = {}
+    for one in judge.pairs:
+        by_pair.setdefault((one.a, one.b), []).append(one)
+    in_order = sorted(by_pair.items(), key=lambda pair: (results.baseline not in pair[0], pair[0]))
+    drawn = {
+        "Scores by category": charts.radar(judge.scores, models),
+        "Scores with their intervals": charts.score_dots(judge.scores, models),
+        **{f"{a} against {b}": charts.outcomes(found) for (a, b), found in in_order},
+        "Who beats whom, %": charts.heat_map(judge.win_rates, ranked(judge)),
+        "Ratings": charts.whiskers(judge.ratings, models),
+    }
+    shown = [(title, chart) for title, chart in drawn.items() if chart is not None]
+    has_outcomes = any(one.adjusted is not None for one in judge.pairs)
+    return {"name": judge.judge, "charts": shown, "tables": judge_tables(judge), "has_outcomes": has_outcomes}
 
 
-def _charts(judge: JudgeResults, whole: Sequence[PairFigures]) -> Iterator[str]:
-    models = sorted({one.model for one in judge.scores})
-    categories = sorted({one.category for one in judge.scores if one.category is not None})
-    means = {(one.model, one.category): one.mean.value for one in judge.scores}
-    if len(categories) > 2:
-        shapes = {model: [means.get((model, name)) for name in categories] for model in models}
-        yield charts.titled("Mean scores by category", charts.radar(categories, shapes), charts.legend(models))
-    if overall := [(one.model, one.mean) for one in judge.scores if one.category is None]:
-        yield charts.titled("Mean scores, 1 to 10", charts.intervals(overall, "Mean scores"))
-    for pair in whole:
-        rows = [one for one in judge.pairs if (one.a, one.b) == (pair.a, pair.b)]
-        legend = charts.legend(("won", "tied", "lost"), (charts.WON, charts.TIED, charts.LOST))
-        yield charts.titled(f"{pair.a} against {pair.b}", charts.outcomes(rows), legend)
-    compared = sorted({model for pair in judge.win_rates for model in pair})
-    if len(compared) > 2:
-        yield charts.titled("Pairwise win rates, a tie as half", charts.heat_map(compared, judge.win_rates))
-        yield charts.titled("Bradley–Terry ratings", charts.whiskers(judge.ratings))
+def _printable(text: str) -> str:
+    """Without characters that a page may not hold."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", text)
 
 
-def _tables(judge: JudgeResults) -> Iterator[Table]:
-    head = ("pair", "category", "won", "tied", "lost", "no verdict", "win rate", "adjusted", "better or equal", "p")
-    rows = [
-        (
-            *(f"{one.a} against {one.b}", one.category or "all", f"{one.wins}", f"{one.ties}", f"{one.losses}"),
-            *(f"{one.num_left_out}", percent(one.win_rate), percent(one.adjusted), percent(one.better_or_equal)),
-            f"{one.sign_p:.3g}",
-        )
-        for one in judge.pairs
-    ]
-    yield Table("Pairs", head, rows, "A win is one that both orders agree on; p: sign test over questions.")
-    scored = [(one.model, one.category or "all", number(one.mean), f"{one.num_questions}") for one in judge.scores]
-    yield Table("Scores, 1 to 10", ("model", "category", "mean", "questions"), scored)
-    rated = [(one.model, f"{one.rating:.0f}", f"{one.low:.0f} to {one.high:.0f}") for one in judge.ratings]
-    yield Table("Bradley–Terry ratings", ("model", "rating", "95 %"), rated)
-    yield Table("The judge", ("", ""), _conduct_rows(judge, judge.conduct))
-
-
-def _conduct_rows(judge: JudgeResults, conduct: Conduct) -> list[tuple[str, str]]:
-    rows = [
-        ("prompts", ", ".join(judge.prompts)),
-        ("verdicts", f"{conduct.num_verdicts}"),
-        ("asked for again until in form", f"{conduct.num_again}"),
-        ("never in form", f"{conduct.num_out_of_form}"),
-        ("calls that came to nothing", f"{conduct.num_failed}"),
-        ("tokens read, written", f"{conduct.prompt_tokens:,}, {conduct.completion_tokens:,}"),
-    ]
-    if judge.num_of_older_prompts:
-        rows.append(("verdicts by older prompts, left out", f"{judge.num_of_older_prompts}"))
-    if conduct.cost is not None:
-        rows.append(("cost", f"${conduct.cost:.2f}"))
-    if conduct.self_agreement is not None:
-        rows.append(("agrees with itself", f"{conduct.self_agreement:.1%} of {conduct.num_repeated}"))
-    if bias := conduct.position:
-        rows += [
-            ("both orders agree", percent(bias.consistent)),
-            ("the first gains from its place", percent(bias.first)),
-            ("the second gains from its place", percent(bias.second)),
-        ]
-    if conduct.length and conduct.length.longer_wins:
-        rows.append(("won by the longer answer, of those won", percent(conduct.length.longer_wins)))
-    if conduct.length and conduct.length.kendall_tau is not None:
-        rows.append(("length and outcome, Kendall's tau", f"{conduct.length.kendall_tau:.2f}"))
-    return rows
-
-
-def _further(results: Results, benchmarks: Sequence[Benchmarks]) -> Iterator[Section]:
-    if results.agreements:
-        head = ("judges", "same questions", "equal", "equal where neither ties", "Cohen's kappa")
-        rows = [
-            (
-                f"{one} and {other}",
-                f"{held.num_items}",
-                percent(held.equal),
-                percent(held.equal_decided),
-                number(held.kappa),
-            )
-            for one, other, held in results.agreements
-        ]
-        yield Section("Agreement", (), (), [Table("Judges and people", head, rows)])
-    if benchmarks:
-        yield Section("Standard benchmarks", (), (), [_benchmark_table(benchmarks, results.baseline)])
-
-
-def _benchmark_table(benchmarks: Sequence[Benchmarks], baseline: str | None) -> Table:
-    names = [one.model for one in benchmarks]
-    found = {(score.task, score.metric, one.model): score for one in benchmarks for score in one.scores}
-    base = next((one.model for one in benchmarks if one.model == baseline), None)
-    others = [name for name in names if base is not None and name != base]
-    rows = []
-    for task, metric in sorted({(task, metric) for task, metric, _ in found}):
-        scores = {name: found.get((task, metric, name)) for name in names}
-        cells = [
-            "–" if one is None else f"{one.value:.4f}" + ("" if one.stderr is None else f" ± {one.stderr:.4f}")
-            for one in scores.values()
-        ]
-        held = scores[base] if base else None
-        gains = [f"{one.value - held.value:+.4f}" if held and (one := scores[name]) else "–" for name in others]
-        rows.append((f"{task}, {metric}", *cells, *gains))
-    return Table("lm-eval", ("task", *names, *(f"{name} − {base}" for name in others)), rows)
-
-
-def _data(evaluation: Evaluation) -> Markup:
-    """Questions, answers and verdicts as JSON that may stand in a page: no `<` in it."""
-    answers: dict[str, list[dict[str, Any]]] = {}
-    cut = {(one.model, one.question_id, one.choice) for one in evaluation.answers() if one.finish_reason == "length"}
-    for key, turns in evaluation.conversations().items():
-        model, question_id, choice = key
-        told = {"model": model, "choice": choice, "turns": turns, "cut": key in cut}
-        answers.setdefault(question_id, []).append(told)
-    verdicts: dict[str, list[dict[str, Any]]] = {}
-    for one in evaluation.verdicts():
-        fields = {"judge", "kind", "models", "choice", "first", "outcome", "score", "repeat", "text"}
-        verdicts.setdefault(one.question_id, []).append(one.model_dump(include=fields))
-    items = [
-        {
-            **question.model_dump(),
-            "answers": answers.get(question.question_id, []),
-            "verdicts": verdicts.get(question.question_id, []),
-        }
-        for question in evaluation.questions()
-    ]
-    return Markup(json.dumps(items, ensure_ascii=False).replace("<", "\\u003c"))  # noqa: S704
-
-
-def _markdown(title: str, note: str | None, sections: Sequence[Section]) -> str:
-    parts = [f"# {_cell(title)}", *([f"> {note}"] if note else [])]
-    for section in sections:
-        parts.append(f"## {_cell(section.title)}")
-        if section.sentences:
-            parts.append("\n".join(f"- {_cell(sentence)}" for sentence in section.sentences))
-        for table in section.tables:
-            rule = "|".join(["---"] * len(table.head))
-            rows = [f"| {' | '.join(map(_cell, row))} |" for row in (table.head, *table.rows)]
-            parts.append(f"### {table.title}\n\n{rows[0]}\n|{rule}|\n" + "\n".join(rows[1:]))
-            parts += [table.note] if table.note else []
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-CSV_HEAD = ("judge", "kind", "model", "against", "category", "figure", "value", "low", "high", "n")
-
-
-def _csv(results: Results, benchmarks: Sequence[Benchmarks]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEAD)
+def _markdown(evaluation: Evaluation, results: Results, benchmarks: Sequence[Benchmarks], note: str | None) -> str:
+    lines = [f"# {escaped(_title(evaluation))}", ""]
+    lines += [f"> **{escaped(note)}**", ""] if note else []
+    lines += [f"- {name}: {escaped(value)}" for name, value in _facts(evaluation, results)]
+    lines += ["", *_sentences(headlines(results)), "", BOUNDS, ""]
     for judge in results.judges:
-        writer.writerows(_pair_lines(judge))
-        for one in judge.scores:
-            bounds = (one.mean.value, one.mean.low, one.mean.high, one.num_questions)
-            writer.writerow((judge.judge, "single", one.model, "", one.category or "all", "mean_score", *bounds))
-        for relative in judge.relative:
-            bounds = (relative.ratio.value, relative.ratio.low, relative.ratio.high, relative.num_questions)
-            begin = (judge.judge, "single", relative.model, relative.baseline, "all", "relative_score")
-            writer.writerow((*begin, *bounds))
-        for rating in judge.ratings:
-            bounds = (rating.rating, rating.low, rating.high, rating.num_battles)
-            writer.writerow((judge.judge, "pair", rating.model, "", "all", "bradley_terry", *bounds))
-    for made in benchmarks:
-        for score in made.scores:
-            line = ("lm-eval", score.task, made.model, "", "all", score.metric, score.value, "", "", score.num_samples)
-            writer.writerow(line)
-    return text.getvalue()
+        lines += [f"## Judge {escaped(judge.judge)}", ""]
+        for table in judge_tables(judge).values():
+            lines += _table(table, "###")
+    for table in _overall(evaluation, results, benchmarks).values():
+        lines += _table(table, "##")
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _pair_lines(judge: JudgeResults) -> Iterator[tuple[object, ...]]:
-    for pair in judge.pairs:
-        total = pair.wins + pair.ties + pair.losses
-        begin = (judge.judge, "pair", pair.a, pair.b, pair.category or "all")
-        for name, count in (("wins", pair.wins), ("ties", pair.ties), ("losses", pair.losses)):
-            yield (*begin, name, count, "", "", total)
-        for name in ("win_rate", "adjusted", "better_or_equal"):
-            found: Estimate | None = getattr(pair, name)
-            if found is not None:
-                yield (*begin, name, found.value, found.low, found.high, total)
+def _sentences(found: Sequence[Headline]) -> list[str]:
+    has_many = len({one.judge for one in found}) > 1
+    return [f"- {f'{escaped(one.judge)}: ' if has_many else ''}{escaped(one.sentence)}" for one in found]
+
+
+def _table(table: Table, heading: str) -> Iterator[str]:
+    yield from (f"{heading} {escaped(table.title)}", "", _row(table.columns))
+    yield _row(["---"] * table.num_texts + ["---:"] * (len(table.columns) - table.num_texts), is_plain=True)
+    yield from map(_row, table.rows)
+    yield from ("", escaped(table.note), "") if table.note else ("",)
+
+
+def _row(cells: Sequence[str], is_plain: bool = False) -> str:
+    return f"| {' | '.join(cells if is_plain else map(escaped, cells))} |"
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    line = re.sub(r"\s+", " ", _printable(text))
+    return re.sub(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)", lambda found: f"\\{found[0]}", line)
